@@ -1,0 +1,40 @@
+# Each target brings up .venv by itself from a bare python3 (3.11 to 3.13; choose one by PYTHON=python3.12).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+EXTRAS ?= dev
+UV     := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
+PYTEST ?=
+
+.PHONY: help install demo test lint bench lock clean
+help:     ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## the pinned environment in .venv (EXTRAS=dev,cuda,... chooses the extras)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)  ## minutes on two cores: demonstrations, training, evaluation and a figure, in runs/demo
+	$(BIN)/python -m experiments.demo
+
+test: $(STAMP)  ## the whole suite, without the long learning runs (PYTEST='-m slow' for those)
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## speed and memory beside what a user would pick instead
+	$(BIN)/python -m benchmarks updates
+
+lock: $(STAMP)  ## refresh constraints.txt from pyproject.toml
+	$(UV) pip compile --quiet --upgrade --universal --all-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links pyproject.toml -o constraints.txt
+
+clean:    ## remove the environment
+	rm -rf $(VENV)

@@ -1,0 +1,23 @@
+"""Algorithms by name.  Nothing is imported before it is asked for, so listing names needs no jax."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from core.config import choose
+
+# name -> module with `Config` and `make(cfg, spec) -> core.algorithm.Algorithm`
+NAMES = {
+    "bc": "algos.bc",
+    "td3_bc": "algos.td3_bc",
+}
+
+
+def names() -> list[str]:
+    return list(NAMES)
+
+
+def load(name: str) -> ModuleType:
+    """The algorithm's module.  Raises: UnknownName with the nearest names."""
+    return importlib.import_module(choose("algorithm", name, NAMES))

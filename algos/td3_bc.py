@@ -1,0 +1,207 @@
+"""TD3+BC: a minimalist approach to offline reinforcement learning (Fujimoto & Gu, 2021, arXiv:2106.06860).
+
+Call t = 1, 2, ... of `update`:
+    a~  = clip(pi'(s') + clip(sigma m eps, -c m, c m), -m, m)          target policy smoothing
+    y   = r + gamma (1 - terminated) min_e Q'_e(s', a~)
+    L_Q = sum_e mean_B (Q_e(s, a) - y)^2                               one Adam step on both critics
+    on every `actor_period`-th call, with the critics just updated:
+    L_pi = -lambda mean_B Q_1(s, pi(s)) + mean_{B,A} (pi(s) - a)^2,    lambda = alpha / mean_B |Q_1(s, pi(s))|
+    then the targets of critics and actor move by tau.
+Same as the authors' code; lambda is a constant to the gradient and has no epsilon.
+Axes: B batch, S state, A action, E critics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from core import algorithm, optim
+from core.algorithm import Algorithm, as_input
+from core.config import ConfigError
+from core.dataset import transitions
+from core.losses import check_shapes, ensemble_mse, mse, td_target
+from core.networks import MLP, Net, ensemble, float_dtype, member
+from core.optim import Trained
+from core.rng import streams
+from core.sampling import draw
+from core.types import ActOut, Array, Data, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
+
+
+@dataclass(frozen=True)
+class Config(algorithm.Config):
+    state_norm: Literal["none", "standard", "minmax"] = "standard"
+    hidden: tuple[int, ...] = (256, 256)
+    weights: str = "torch"  # initialiser of every layer, see core.networks.INITIALIZERS
+    critic_norm: str = "none"  # LayerNorm in the critics: none, before or after the activation
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+    discount: float = 0.99  # gamma
+    tau: float = 0.005  # Polyak rate of the targets, per actor update
+    alpha: float = 2.5  # weight of Q against cloning; 0 clones only
+    actor_period: int = 2  # critic updates per actor and target update
+    max_action: float = 1.0  # m: the networks see actions in [-m, m] where the environment has [-1, 1]
+    policy_noise: float = 0.2  # sigma of the target policy, in units of m
+    noise_clip: float = 0.5  # c, in units of m
+    exploration: float = 0.1  # sigma of the exploring policy, in units of m
+
+
+class State(NamedTuple):
+    actor: Trained
+    critic: Trained  # leading axis E = 2 on every parameter
+    actor_target: PyTree
+    critic_target: PyTree
+    norm: Norm
+    step: Array  # i32[] updates done
+
+
+class Networks(NamedTuple):
+    actor: Net  # (params, s f32[B, S]) -> f32[B, A] in [-m, m]
+    critic: Net  # (params, s, a) -> f32[E, B]
+    critic_1: Net  # the same network for one member's parameters -> f32[B]
+
+
+class Batch(NamedTuple):
+    """Transitions as the networks read them: states normalised, actions normalised and times m."""
+
+    obs: Array  # f32[B, S]
+    action: Array  # f32[B, A] in [-m, m]
+    reward: Array  # f32[B]
+    next_obs: Array  # f32[B, S]
+    terminated: Array  # bool[B]
+
+
+def check(spec: EnvSpec, name: str = "td3_bc") -> None:
+    """Raises: ConfigError for a task that the algorithm cannot act in."""
+    if spec.goal_shape != (0,):
+        raise ConfigError(f"{name} does not read goals, which {spec.name} has; use a single-task variant of the task")
+    if spec.num_actions:
+        raise ConfigError(f"{name} needs continuous actions; {spec.name} has {spec.num_actions} discrete ones")
+    if spec.pixels:
+        raise ConfigError(f"{name} reads states and {spec.name} shows images; use its state variant, or bc")
+    if spec.chunk:
+        raise ConfigError(f"{name} acts one step at a time; make {spec.name} without chunks")
+
+
+def networks(cfg: Config, spec: EnvSpec) -> Networks:
+    policy = MLP((*cfg.hidden, spec.action_dim), final="tanh", weights=cfg.weights)
+    value = MLP((*cfg.hidden, 1), norm=cfg.critic_norm, weights=cfg.weights)
+    critics = ensemble(value, 2)
+    return Networks(
+        Net(policy.init, lambda params, obs: cfg.max_action * policy.apply(params, obs)),
+        Net(critics.init, lambda params, obs, action: critics.apply(params, obs, action)[..., 0]),
+        Net(value.init, lambda params, obs, action: value.apply(params, obs, action)[..., 0]),
+    )
+
+
+def optimisers(cfg: Config):
+    """(actor's, critic's)."""
+    return optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
+
+
+def td3_target(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
+    """y f32[B] by the target networks; noise f32[B, A] standard normal."""
+    m = cfg.max_action
+    check_shapes(noise=noise, action=batch.action)
+    noise = jnp.clip(cfg.policy_noise * m * noise, -cfg.noise_clip * m, cfg.noise_clip * m)
+    action = jnp.clip(nets.actor.apply(state.actor_target, batch.next_obs) + noise, -m, m)
+    q = nets.critic.apply(state.critic_target, batch.next_obs, action).min(axis=0)
+    return td_target(batch.reward, batch.terminated, q, cfg.discount)
+
+
+def critic_loss(critic_params: PyTree, target: Array, batch: Batch, nets: Networks) -> tuple[Array, Metrics]:
+    """L_Q for targets f32[B]."""
+    q = nets.critic.apply(critic_params, batch.obs, batch.action)  # f32[E, B]
+    loss = ensemble_mse(q, target)
+    return loss, {"critic/loss": loss, "critic/q": q.mean()}
+
+
+def policy_objective(action: Array, critic_params: PyTree, obs: Array, nets: Networks, alpha: float):
+    """-lambda mean Q_1(s, action), the part of L_pi that follows the critic -> (f32[], metrics)."""
+    q = nets.critic_1.apply(member(critic_params, 0), obs, action)
+    scale = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
+    return -scale * q.mean(), {"actor/q": q.mean(), "actor/lambda": scale}
+
+
+def actor_loss(actor_params: PyTree, critic_params: PyTree, batch: Batch, nets: Networks, cfg: Config):
+    """L_pi with the critics' current parameters -> (f32[], metrics)."""
+    action = nets.actor.apply(actor_params, batch.obs)
+    policy, metrics = policy_objective(action, critic_params, batch.obs, nets, cfg.alpha)
+    bc = mse(action, batch.action)
+    return policy + bc, {"actor/loss": policy + bc, "actor/bc": bc, **metrics}
+
+
+def update_critic(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> tuple[State, Metrics]:
+    target = td3_target(state, batch, noise, nets, cfg)
+    critic, metrics = optim.step(optimisers(cfg)[1], critic_loss, state.critic, target, batch, nets)
+    return state._replace(critic=critic), {**metrics, "critic/target": target.mean()}
+
+
+def update_targets(state: State, cfg: Config) -> State:
+    return state._replace(
+        critic_target=optim.polyak(state.critic_target, state.critic.params, cfg.tau),
+        actor_target=optim.polyak(state.actor_target, state.actor.params, cfg.tau),
+    )
+
+
+def update_with(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> tuple[State, Metrics]:
+    """One whole update for given draws: noise f32[B, A] standard normal."""
+    # --- critics ---
+    state, metrics = update_critic(state, batch, noise, nets, cfg)
+
+    # --- delayed actor and targets ---
+    def late(state):
+        actor, metrics = optim.step(optimisers(cfg)[0], actor_loss, state.actor, state.critic.params, batch, nets, cfg)
+        return update_targets(state._replace(actor=actor), cfg), metrics
+
+    state, late_metrics = optim.every(cfg.actor_period, state.step, late, state)
+    return state._replace(step=state.step + 1), {**metrics, **late_metrics}
+
+
+def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
+    action = cfg.max_action * norm.action(t.action)
+    return Batch(as_input(norm, t.obs), action, t.reward, as_input(norm, t.next_obs), t.terminated)
+
+
+def make(cfg: Config, spec: EnvSpec) -> Algorithm:
+    """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks."""
+    check(spec)
+    nets = networks(cfg, spec)
+    actor_tx, critic_tx = optimisers(cfg)
+
+    def init(key: Key, start: Start) -> State:
+        keys = streams(key, "actor", "critic")
+        obs = jnp.zeros((1, *spec.obs_shape), float_dtype())
+        action = jnp.zeros((1, spec.action_dim), float_dtype())
+        actor, critic = nets.actor.init(keys.actor, obs), nets.critic.init(keys.critic, obs, action)
+        return State(
+            optim.start(actor_tx, actor),
+            optim.start(critic_tx, critic),
+            jax.tree.map(jnp.copy, actor),
+            jax.tree.map(jnp.copy, critic),
+            start.norm,
+            jnp.zeros((), jnp.int32),
+        )
+
+    def sample(data: Data, key: Key) -> Transition:
+        return transitions(data.dataset, data.dataset.row[draw(data.sampler, key, (cfg.batch_size,))])
+
+    def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
+        noise = jax.random.normal(streams(key, "target_noise").target_noise, batch.action.shape, batch.action.dtype)
+        return update_with(state, to_batch(state.norm, batch, cfg), noise, nets, cfg)
+
+    def policy(state: State, obs: Observation) -> Array:
+        return nets.actor.apply(state.actor.params, as_input(state.norm, obs))
+
+    def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
+        m, action = cfg.max_action, policy(state, obs)
+        noise = cfg.exploration * m * jax.random.normal(key, action.shape, action.dtype)
+        return ActOut(state.norm.raw_action(jnp.clip(action + noise, -m, m) / m), carry)
+
+    def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
+        return ActOut(state.norm.raw_action(policy(state, obs) / cfg.max_action), carry)
+
+    return Algorithm(init, update, act, act_eval, sample=sample)

@@ -1,0 +1,200 @@
+"""TD3+BC at published sizes (batch 256, 2 x 256 units, 17 state and 6 action dimensions).
+
+Beside it in the same run: the machine's own rate on the products that the update consists of, and what a user would
+write first, a jitted update called once per step on batches that NumPy gathers.  Everything is interleaved and the
+median of the rounds is given, because a shared machine's clock drifts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from algos import td3_bc
+from core import dataset, loop
+from core.rng import streams
+from core.types import Dataset, EnvSpec, Observation, Start, Transition
+from envs import datasets
+
+SPEC = EnvSpec("benchmark", (17,), 6)
+CONFIG = td3_bc.Config()
+PRODUCTS = 400  # in one program of the product loop
+
+
+def flops_per_update(cfg: td3_bc.Config, spec: EnvSpec) -> float:
+    """Multiply-adds, times two, of the matrix products that one update needs on average; nothing else is counted."""
+    state, action = spec.obs_shape[0], spec.action_dim
+
+    def layers(*sizes: int) -> list[int]:
+        return [a * b for a, b in itertools.pairwise(sizes)]
+
+    actor, critic = layers(state, *cfg.hidden, action), layers(state + action, *cfg.hidden, 1)
+    target = sum(actor) + 2 * sum(critic)
+    critics = 2 * (2 * sum(critic) + sum(critic[1:]))  # forward, weights, and inputs of all but the first layer
+    through = sum(critic) + action * cfg.hidden[0] + sum(critic[1:])  # Q_1 forward, and back to the action
+    policy = 2 * sum(actor) + sum(actor[1:])
+    return 2 * cfg.batch_size * (target + critics + (through + policy) / cfg.actor_period)
+
+
+def rows_of(transitions: int, spec: EnvSpec, length: int = 1000) -> Dataset:
+    rng = np.random.default_rng(0)
+    episodes = transitions // length
+    rows = episodes * (length + 1)
+    return dataset.from_lengths(
+        rng.standard_normal((rows, *spec.obs_shape), np.float32),
+        rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32),
+        rng.standard_normal(rows, np.float32), np.zeros(rows, bool), np.full(episodes, length),
+    )  # fmt: skip
+
+
+def product_loop(size: int = 256):
+    """A jitted loop of dependent float32 products; returns GFLOP/s when called."""
+
+    @jax.jit
+    def run(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, PRODUCTS)[0]
+
+    x, w = jnp.ones((size, size)), jnp.eye(size)
+    jax.block_until_ready(run(x, w))
+
+    def measure() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(run(x, w))
+        return PRODUCTS * 2 * size**3 / (time.perf_counter() - began) / 1e9
+
+    return measure
+
+
+def scanned(seeds: int, updates: int):
+    """Our loop; returns updates/s summed over seeds when called."""
+    data = rows_of(100_000, SPEC)
+    norm = dataset.norm(data, CONFIG.state_norm)
+    algorithm = td3_bc.make(CONFIG, SPEC)
+    run = loop.begin(algorithm, Start(norm), range(seeds))
+    on_device = dataset.data(data, norm)
+    program = jax.jit(loop.epoch(algorithm, updates), donate_argnums=0).lower(run, on_device).compile()
+    run = jax.block_until_ready(program(run, on_device))[0]
+
+    def measure() -> float:
+        nonlocal run
+        began = time.perf_counter()
+        run = jax.block_until_ready(program(run, on_device))[0]
+        return seeds * updates / (time.perf_counter() - began)
+
+    return measure
+
+
+def per_step(updates: int):
+    """A jitted update per step, its batch gathered by NumPy."""
+    data = rows_of(100_000, SPEC)
+    norm = dataset.norm(data, CONFIG.state_norm)
+    algorithm = td3_bc.make(CONFIG, SPEC)
+    state = algorithm.init(jax.random.key(0), Start(norm))
+    update = jax.jit(algorithm.update, donate_argnums=0)
+    rng, key = np.random.default_rng(0), streams(jax.random.key(0), "update").update
+    zeros = np.zeros(CONFIG.batch_size, np.float32)
+
+    def batch() -> Transition:
+        row = data.row[rng.integers(0, len(data.row), CONFIG.batch_size)]
+        goal, steps = zeros[:, None][:, :0], zeros.astype(np.int32)
+        obs = Observation(data.state[row], goal, zeros, steps)
+        next_obs = Observation(data.state[row + 1], goal, data.reward[row], steps)
+        return Transition(obs, data.action[row], data.reward[row], next_obs, data.terminated[row], data.terminated[row])
+
+    def measure() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for step in range(updates):
+            state, _ = update(state, batch(), jax.random.fold_in(key, step))
+        jax.block_until_ready(state)
+        return updates / (time.perf_counter() - began)
+
+    measure()
+    return measure
+
+
+def help_seconds() -> float:
+    """Wall time of `rheostat --help`, interpreter included."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "experiments.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+RESUME = """
+import sys, jax
+counts = {"hit": 0, "miss": 0}
+def listen(event, **_):
+    for kind in counts:
+        counts[kind] += event == f"/jax/compilation_cache/cache_{'hits' if kind == 'hit' else 'misses'}"
+jax.monitoring.register_event_listener(listen)
+from experiments.cli import main
+assert main(sys.argv[1:]) == 0
+print(counts["hit"], counts["miss"])
+"""
+
+
+def resume_compilations() -> tuple[int, int]:
+    """Programs that a resumed run read from the compilation cache, and those that it had to compile."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data.npz"
+        data = rows_of(2_000, EnvSpec("toy/match", (2,), 2), 10)
+        arrays = dict(zip(datasets.ARRAYS[:4], data[:4], strict=True))
+        length = np.full(200, 10, np.int32)
+        datasets.write(path, {**arrays, "length": length, "success": length * np.float32(0)}, {"task": "toy/match"})
+        env = {**os.environ, "RHEOSTAT_CACHE": f"{folder}/cache"}
+        sizes = ["--updates", "200", "--epoch", "100", "--eval.every", "100", "--save-every", "100"]
+        where = ["--data.path", str(path), "--out", folder, "--name", "run"]
+
+        def run(*words: str) -> tuple[int, int]:
+            command = [sys.executable, "-c", RESUME, *words]
+            out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+            hit, miss = out.splitlines()[-1].split()
+            return int(hit), int(miss)
+
+        run("train", "td3_bc", "toy/match", *where, *sizes)
+        return run("resume", f"{folder}/td3_bc/toy/match/run", "--updates", "400")
+
+
+def measure(rounds: int, quick: bool) -> list[dict]:
+    """All rows of the table."""
+    updates = 100 if quick else 1000
+    contenders = {
+        "products": product_loop(),
+        "one seed": scanned(1, updates),
+        "four seeds": scanned(4, max(updates // 4, 1)),
+        "per step": per_step(updates // 2),
+    }
+    seen = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            seen[name].append(contender())
+    median = {name: float(np.median(values)) for name, values in seen.items()}
+    work = flops_per_update(CONFIG, SPEC) / 1e9
+
+    def ratio(name: str, other: str, factor: float = 1.0) -> float:
+        return float(np.median(np.array(seen[name]) * factor / np.array(seen[other])))
+
+    million = dataset.data(rows_of(1_000_000, EnvSpec("hopper", (11,), 3)), dataset.identity_norm(11, 3))
+    hits, misses = resume_compilations()
+    table = [
+        ("256 x 256 x 256 products in a jitted loop", median["products"], "GFLOP/s", "the machine's rate, same run"),
+        ("TD3+BC, one seed", median["one seed"], "updates/s", f"{work * 1e3:.0f} MFLOP each, sampling included"),
+        ("TD3+BC, one seed, of the product rate", 100 * ratio("one seed", "products", work), "%", "median of rounds"),
+        ("TD3+BC, four vmapped seeds", median["four seeds"], "seed-updates/s", ""),
+        ("TD3+BC, four seeds, of the product rate", 100 * ratio("four seeds", "products", work), "%", ""),
+        ("TD3+BC, jitted per step, NumPy sampling", median["per step"], "updates/s", "what one would write first"),
+        ("scanned beside per step", ratio("one seed", "per step"), "x", "median of rounds"),
+        ("1M Hopper transitions on the device", dataset.nbytes_per_transition(million), "bytes each", "with sampler"),
+        ("rheostat --help", float(np.median([help_seconds() for _ in range(rounds)])), "s", "interpreter included"),
+        ("programs that resuming compiles", misses, "", f"{hits} read from the cache"),
+    ]
+    return [dict(zip(("what", "value", "unit", "note"), row, strict=True)) for row in table]

@@ -1,0 +1,46 @@
+"""An algorithm is a record of pure functions closed over (config, spec); it holds no arrays itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from core.types import ActOut, Array, Data, Dataset, Key, Metrics, Norm, Observation, PyTree, Start
+
+Act = Callable[[PyTree, Observation, PyTree, Key], ActOut]  # (state, obs [B], carry [B], key)
+
+
+def no_carry(num_envs: int) -> PyTree:
+    """The memory of a policy that has none."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options that every algorithm has; each `algos/*.py` extends it."""
+
+    batch_size: int = 256  # B
+    state_norm: Literal["none", "standard", "minmax"] = "none"  # standard: mean and std + 1e-3; minmax: to [-1, 1]
+    action_norm: Literal["none", "minmax"] = "none"
+
+
+class Algorithm(NamedTuple):
+    """See `WORKSPACE.md` for a worked example.
+
+    `update` is one gradient step (or, on-policy, all steps on one rollout); `sample` is None on-policy, where
+    `update` gets the rollout's whole `Transition[T, B]`.
+    """
+
+    init: Callable[[Key, Start], PyTree]  # -> state: arrays only
+    update: Callable[[PyTree, PyTree, Key], tuple[PyTree, Metrics]]  # (state, batch, key)
+    act: Act  # exploring policy
+    act_eval: Act  # policy to be judged
+    init_carry: Callable[[int], PyTree] = no_carry  # num_envs -> carry
+    sample: Callable[[Data, Key], PyTree] | None = None
+    prepare: Callable[[Dataset, Norm], PyTree] | None = None  # host, once per dataset; becomes `Data.extra`
+
+
+def as_input(norm: Norm, obs: Observation) -> Array:
+    """What a network reads: the normalised state [..., S]."""
+    return norm.state(obs.state)

@@ -1,0 +1,58 @@
+"""Configuration helpers: nearest names, JSON of frozen dataclasses, hashes.  Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """Bad input; the message says what to do.  The command line prints it and exits with 2."""
+
+
+class UnknownName(ConfigError):
+    """A name that is not in its list; the message gives the nearest ones."""
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str]):
+        valid = list(valid)
+        near = difflib.get_close_matches(name, valid, n=4, cutoff=0.5) or sorted(valid)[:8]
+        super().__init__(f"unknown {kind} '{name}'; nearest: {', '.join(near)}")
+
+
+def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
+    """`table[name]`, or UnknownName."""
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    return table[name]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild a frozen dataclass from `to_dict`; lists become tuples, nested dataclasses are followed.
+
+    Raises: UnknownName for a key that the class does not have.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kwargs = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise UnknownName(f"option of {cls.__name__}", key, fields)
+        default = fields[key].default
+        if default is dataclasses.MISSING and fields[key].default_factory is not dataclasses.MISSING:
+            default = fields[key].default_factory()
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            value = from_dict(type(default), value)
+        kwargs[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**kwargs)
+
+
+def fingerprint(values: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,169 @@
+"""Episodes in memory: building, checking, normalising, and reading transitions and windows out of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from core import sampling
+from core.config import ConfigError, choose
+from core.types import Array, Data, Dataset, EnvSpec, Norm, Observation, PyTree, Sampler, Transition
+
+
+class DataError(ConfigError):
+    """A dataset that must not be trained on; the message names the file, the key and the row."""
+
+
+def from_lengths(state: Array, action: Array, reward: Array, terminated: Array, length: Array) -> Dataset:
+    """Index episodes that lie back to back (host).
+
+    Args: arrays [M, ...] in the layout that `core.types.Dataset` draws; length i32[episodes] transitions of each,
+        so that M = sum(length + 1).
+    """
+    length = np.asarray(length, np.int64)
+    first = np.concatenate([[0], np.cumsum(length + 1)[:-1]])
+    last = first + length
+    episode = np.repeat(np.arange(len(length)), length + 1)
+    starts = np.ones(len(state), bool)
+    starts[last] = False
+    return Dataset(
+        state, action, reward, terminated, np.flatnonzero(starts).astype(np.int32),
+        first[episode].astype(np.int32), last[episode].astype(np.int32),
+    )  # fmt: skip
+
+
+class Episodes(NamedTuple):
+    first: np.ndarray  # i64[episodes] first row
+    length: np.ndarray  # i64[episodes] transitions
+    ret: np.ndarray  # f64[episodes] undiscounted return
+
+
+def episodes(dataset: Dataset) -> Episodes:
+    """First row, length and return of every episode (host)."""
+    first = np.unique(np.asarray(dataset.first)).astype(np.int64)
+    length = np.asarray(dataset.last)[first] - first
+    total = np.concatenate([[0.0], np.cumsum(np.asarray(dataset.reward, np.float64))])
+    return Episodes(first, length, total[first + length] - total[first])
+
+
+def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
+    """Refuse what cannot be trained on.
+
+    Raises: DataError naming `name`, the key and the first bad row: no transitions, NaN or infinity, a dtype other
+        than float32 (uint8 for pixels, i32 for discrete actions), shapes that do not belong together or to `spec`,
+        actions outside [-1, 1].
+    """
+
+    def refuse(key: str, problem: str):
+        raise DataError(f"{name}: key '{key}': {problem}")
+
+    rows = len(dataset.state)
+    if not len(dataset.row):
+        refuse("length", "no transitions")
+    for key in ("action", "reward", "terminated", "first", "last"):
+        if len(getattr(dataset, key)) != rows:
+            refuse(key, f"{len(getattr(dataset, key))} rows, but 'state' has {rows}")
+    pixels = dataset.state.ndim == 4
+    discrete = dataset.action.ndim == 1
+    wanted = {
+        "state": ("uint8" if pixels else "float32", spec and spec.obs_shape),
+        "action": ("int32" if discrete else "float32", spec and spec.action_shape),
+        "reward": ("float32", ()),
+        "terminated": ("bool", ()),
+    }
+    for key, (dtype, shape) in wanted.items():
+        array = getattr(dataset, key)
+        if array.dtype != dtype:
+            refuse(key, f"dtype {array.dtype}, but it must be {dtype}")
+        if shape is not None and array.shape[1:] != shape:
+            refuse(key, f"rows of shape {array.shape[1:]}, but {spec.name if spec else 'the layout'} has {shape}")
+        if array.dtype == np.float32:
+            bad = np.flatnonzero(~np.isfinite(array).reshape(rows, -1).all(1))
+            if len(bad):
+                refuse(key, f"row {bad[0]} is not finite ({len(bad)} such rows)")
+    if not discrete:
+        bad = np.flatnonzero((np.abs(dataset.action) > 1 + 1e-6).reshape(rows, -1).any(1))
+        if len(bad):
+            refuse("action", f"row {bad[0]} leaves [-1, 1] ({len(bad)} such rows); scale actions to the box")
+
+
+def identity_norm(spec_or_width: int, action_dim: int) -> Norm:
+    """The normalisation that changes nothing."""
+    return Norm(*(np.full(n, v, np.float32) for n in (spec_or_width, action_dim) for v in (0, 1)))
+
+
+def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-3
+
+
+def _minmax(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, half = x.min(0).astype(np.float64), (np.ptp(x, 0).astype(np.float64) + 1e-6) / 2
+    return low + half, half
+
+
+def _none(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(x.shape[1:]), np.ones(x.shape[1:])
+
+
+def norm(dataset: Dataset, state_norm: str = "none", action_norm: str = "none") -> Norm:
+    """Statistics over the rows that start a transition (host, float64 inside).
+
+    standard: mean and population std + 1e-3 (TD3+BC, PRDC); minmax: 2 (x - min) / (max - min + 1e-6) - 1 (DPPO,
+    ReinFlow).  Pixels are left alone.
+    """
+    width = 1 if dataset.state.ndim == 4 else dataset.state.shape[1]
+    empty = np.zeros((1, width), np.float32)
+    state = empty if dataset.state.ndim == 4 else dataset.state[dataset.row]
+    action = empty[:, :0] if dataset.action.ndim == 1 else dataset.action[dataset.row]
+    of_state = choose("state_norm", state_norm, {"none": _none, "standard": _standard, "minmax": _minmax})
+    of_action = choose("action_norm", action_norm, {"none": _none, "minmax": _minmax})
+    return Norm(*(a.astype(np.float32) for a in (*of_state(state), *of_action(action))))
+
+
+def data(dataset: Dataset, norm: Norm, sampler: Sampler | None = None, extra: PyTree = ()) -> Data:
+    """Put a dataset on the device, uniformly sampled unless a sampler is given."""
+    n = len(dataset.row)
+    weight = np.ones(n, np.float32)
+    return Data(*(_to_device(x) for x in (dataset, sampler or sampling.uniform(n), norm, weight, extra)))
+
+
+def _to_device(tree: PyTree) -> PyTree:
+    import jax
+
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def transitions(dataset: Dataset, row: Array) -> Transition:
+    """The transitions that start at `row` i32[...], unnormalised; `extras` is {"row": row}."""
+    step = row - dataset.first[row]
+    goal = jnp.zeros((*row.shape, 0), dataset.reward.dtype)
+    before = jnp.where(step > 0, dataset.reward[row - 1], 0)
+    terminated = dataset.terminated[row]
+    return Transition(
+        obs=Observation(dataset.state[row], goal, before, step),
+        action=dataset.action[row],
+        reward=dataset.reward[row],
+        next_obs=Observation(dataset.state[row + 1], goal, dataset.reward[row], step + 1),
+        terminated=terminated,
+        truncated=(row + 1 == dataset.last[row]) & ~terminated,
+        extras={"row": row},
+    )
+
+
+def windows(dataset: Dataset, row: Array, before: int, after: int) -> tuple[Array, Array]:
+    """Rows around `row` i32[B] within its episode: `before` earlier ones, itself, `after` later ones.
+
+    Returns: (i32[B, L] rows, bool[B, L] whether they exist), L = before + 1 + after.  Missing ones repeat the
+        episode's first or last transition, so that every row may be read.
+    """
+    wanted = row[:, None] + jnp.arange(-before, after + 1, dtype=row.dtype)
+    low, high = dataset.first[row][:, None], dataset.last[row][:, None] - 1
+    return jnp.clip(wanted, low, high), (wanted >= low) & (wanted <= high)
+
+
+def nbytes_per_transition(data: Data) -> float:
+    """Device bytes of dataset, sampler and loss weights, per transition."""
+    arrays = [*data.dataset, *data.sampler, data.loss_weight]
+    return sum(a.nbytes for a in arrays) / len(data.dataset.row)

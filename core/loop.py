@@ -1,0 +1,114 @@
+"""The offline loop: one jitted program is an epoch of K updates with the sampling inside.
+
+Seeds are an array axis: `RunState` leads with it and the data are shared.  Update t of a seed draws from
+fold_in(key, t), so that the numbers do not depend on K, and K = 1 is the debugger's mode.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from core import sharding
+from core.algorithm import Algorithm
+from core.config import ConfigError
+from core.rng import streams
+from core.types import Array, Data, Metrics, PyTree, RunState, Start
+
+
+def begin(algorithm: Algorithm, start: Start, seeds: Sequence[int]) -> RunState:
+    """The state of update 0 for every seed, by one jitted program."""
+
+    @jax.jit
+    def init(seeds: Array) -> RunState:
+        def one(seed: Array) -> RunState:
+            keys = streams(jax.random.key(seed), "init", "run")
+            return RunState(algorithm.init(keys.init, start), (), (), keys.run, jnp.int32(0), jnp.bool_(False))
+
+        return jax.lax.map(one, seeds)
+
+    return init(jnp.asarray(seeds, jnp.uint32))
+
+
+def _finite(tree: PyTree) -> Array:
+    """bool[]: every float in the tree is finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def epoch(
+    algorithm: Algorithm, updates: int, mesh: Mesh | None = None
+) -> Callable[[RunState, Data], tuple[RunState, Metrics]]:
+    """K updates of every seed as one pure function; jit it with the first argument donated.
+
+    Args: mesh: when given, batches are spread over its "data" axis.
+    A seed whose state is no longer finite at the end keeps the state of the epoch's beginning and is marked failed.
+    Returns metrics f32[seeds]: means over the epoch of the updates that reported a number (a delayed update reports
+    NaN in between).
+    """
+
+    def one(run: RunState, data: Data) -> tuple[RunState, Metrics]:
+        def update(run: RunState, _):
+            keys = streams(jax.random.fold_in(run.key, run.step), "sample", "update")
+            batch = algorithm.sample(data, keys.sample)
+            batch = sharding.split_batch(batch, mesh) if mesh else batch
+            algo, metrics = algorithm.update(run.algo, batch, keys.update)
+            return run._replace(algo=algo, step=run.step + 1), metrics
+
+        after, metrics = jax.lax.scan(update, run, None, updates)
+        failed = run.failed | ~_finite(after.algo)
+        kept = jax.tree.map(lambda new, old: jnp.where(failed, old, new), after, run)
+        return kept._replace(failed=failed), jax.tree.map(jnp.nanmean, metrics)
+
+    def every_seed(run: RunState, data: Data) -> tuple[RunState, Metrics]:
+        if run.step.shape[0] > 1:
+            return jax.vmap(one, (0, None))(run, data)
+        alone = one(jax.tree.map(lambda x: x[0], run), data)  # plain products are faster than batches of one
+        return jax.tree.map(lambda x: x[None], alone)
+
+    return every_seed
+
+
+class Report(NamedTuple):
+    """What an epoch leaves; `run` is valid until the next one is asked for."""
+
+    run: RunState
+    step: int  # updates done
+    metrics: dict[str, np.ndarray]  # f32[seeds]
+    seconds: float  # of this epoch, without compiling
+    compile_seconds: float  # of the whole run so far
+
+
+def offline(
+    algorithm: Algorithm, run: RunState, data: Data, updates: int, epoch_updates: int,
+    mesh: Mesh | None = None, compiling: Callable[[], None] = lambda: None,
+) -> Iterator[Report]:  # fmt: skip
+    """Train to `updates` in epochs; what happens between them (logs, evaluation, checkpoints) is the caller's.
+
+    Args: mesh: as in `epoch`; compiling: called before the program is compiled.
+    Raises: ConfigError when `updates` is not a whole number of epochs, or when every seed has failed.
+    """
+    if updates % epoch_updates:
+        raise ConfigError(f"{updates} updates are not a whole number of epochs of {epoch_updates}; change one of them")
+    compiling()
+    began = time.perf_counter()
+    program = jax.jit(epoch(algorithm, epoch_updates, mesh), donate_argnums=0).lower(run, data).compile()
+    compile_seconds = time.perf_counter() - began
+    step = int(run.step.max())
+    while step < updates:
+        began = time.perf_counter()
+        run, metrics = program(run, data)
+        metrics = jax.tree.map(np.asarray, metrics)
+        step += epoch_updates
+        yield Report(run, step, metrics, time.perf_counter() - began, compile_seconds)
+        if np.asarray(run.failed).all():
+            raise ConfigError(
+                f"every seed turned non-finite by update {step}; its last finite state is kept. "
+                "Look at metrics.jsonl, then lower the learning rate or check the rewards' scale"
+            )

@@ -1,0 +1,42 @@
+"""Losses that several algorithms share.  Shapes are checked at trace time: nothing broadcasts in silence."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from core.types import Array
+
+
+def check_shapes(**arrays: Array) -> None:
+    """Raises: ValueError, naming each shape, unless all are equal."""
+    shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError("shapes differ: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+
+
+def td_target(reward: Array, terminated: Array, next_value: Array, discount: float) -> Array:
+    """r + discount * (1 - terminated) * V(s'), all f32[B] or all of one shape; a truncated step bootstraps."""
+    check_shapes(reward=reward, terminated=terminated, next_value=next_value)
+    return reward + discount * (1 - terminated.astype(next_value.dtype)) * next_value
+
+
+def mse(prediction: Array, target: Array) -> Array:
+    """Mean of the squared difference over all axes -> f32[]."""
+    check_shapes(prediction=prediction, target=target)
+    return jnp.square(prediction - target).mean()
+
+
+def ensemble_mse(q: Array, target: Array) -> Array:
+    """Sum over members of each one's mean squared error: q f32[E, B], target f32[B] -> f32[]."""
+    check_shapes(member=q[0], target=target)
+    return jnp.square(q - target).mean(axis=tuple(range(1, q.ndim))).sum()
+
+
+def expectile(error: Array, tau: float) -> Array:
+    """|tau - 1{error < 0}| * error^2, elementwise; error = target - prediction.  Reference: IQL, arXiv:2110.06169."""
+    return jnp.where(error < 0, 1 - tau, tau) * jnp.square(error)
+
+
+def awr_weight(advantage: Array, temperature: float, limit: float = 100.0) -> Array:
+    """min(exp(temperature * advantage), limit), elementwise; the limit is put inside, so no overflow occurs."""
+    return jnp.exp(jnp.minimum(temperature * advantage, jnp.log(limit)))

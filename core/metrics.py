@@ -1,0 +1,141 @@
+"""What a run tells: JSON lines as the source of truth, a live display, optional sinks.  Imports no jax."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from core.config import ConfigError
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value; what is not a finite number becomes null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    path = Path(path)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(_plain(value), indent=2) + "\n")
+    os.replace(part, path)
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """All complete rows of a JSON-lines file; a last line that was cut off by a kill is left out."""
+    path = Path(path)
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Lines:
+    """An append-only JSON-lines file of rows with a "step"."""
+
+    def __init__(self, path: str | Path, resume_at: int | None = None):
+        """Args: resume_at: drop the rows after this step, which a resumed run writes again."""
+        self.path = Path(path)
+        if resume_at is not None and self.path.exists():
+            kept = [row for row in read_lines(self.path) if row["step"] <= resume_at]
+            part = self.path.with_suffix(".part")
+            part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(part, self.path)
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps(_plain(row)) + "\n" for row in rows))
+
+
+def sink(kind: str, folder: Path, name: str):
+    """A function (row) that copies numbers to TensorBoard or Weights & Biases.
+
+    Raises: ConfigError naming the extra to install.
+    """
+    try:
+        if kind == "tensorboard":
+            from tensorboardX import SummaryWriter
+
+            writers: dict[int, Any] = {}
+
+            def write(row: dict[str, Any]) -> None:
+                if row["seed"] not in writers:
+                    writers[row["seed"]] = SummaryWriter(str(folder / "tensorboard" / str(row["seed"])))
+                writer = writers[row["seed"]]
+                for key, value in row.items():
+                    if key not in ("step", "seed") and isinstance(value, float) and math.isfinite(value):
+                        writer.add_scalar(key, value, row["step"])
+                writer.flush()
+
+            return write
+        import wandb
+
+        run = wandb.init(project="rheostat", name=name, dir=str(folder), resume="allow", id=name.replace("/", "-"))
+        return lambda row: run.log({f"seed{row['seed']}/{k}": v for k, v in row.items() if k not in ("step", "seed")})
+    except ImportError as error:
+        raise ConfigError(
+            f"the sink '{kind}' needs its extra: pip install 'rheostat[{kind}]', or make install EXTRAS=dev,{kind}"
+        ) from error
+
+
+class Progress:
+    """Stages with speed and time left: a live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, unit: str = "updates", quiet: bool = False):
+        self.total, self.unit = total, unit
+        self._bar = self._live = None
+        self._began = self._said = time.monotonic()
+        self._offset, self._note = 0, ""
+        if quiet:
+            self._print = lambda text: None
+            return
+        self._print = lambda text: print(text, flush=True)
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+            self._live = Progress(
+                SpinnerColumn(), TextColumn("{task.fields[stage]:<10}"), BarColumn(bar_width=30),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit), TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            self._live.start()
+            self._bar = self._live.add_task("", total=total, stage="starting", speed="", note="")
+            self._print = self._live.console.print
+
+    def stage(self, name: str) -> None:
+        """Name what is going on now; compiling is a stage of its own."""
+        if self._live:
+            self._live.update(self._bar, stage=name)
+
+    def start_at(self, done: int) -> None:
+        """Begin counting speed here."""
+        self._offset = done
+        self._began = time.monotonic()
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Args: done: how many of the total; note: a few numbers worth seeing."""
+        now = time.monotonic()
+        speed = (done - self._offset) / max(now - self._began, 1e-9)
+        if self._live:
+            self._live.update(self._bar, completed=done, speed=f"{speed:,.0f}/s", note=note)
+        elif now - self._said > 10 or done >= self.total or note != self._note:
+            self._said, self._note = now, note
+            left = (self.total - done) / max(speed, 1e-9)
+            self._print(f"{done:>9,}/{self.total:,} {self.unit}  {speed:,.0f}/s  {left:,.0f} s left  {note}")
+
+    def say(self, text: str) -> None:
+        self._print(text)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()

@@ -1,0 +1,148 @@
+"""The records that everything passes around.
+
+Letters for axes, everywhere: T time, B batch, S state, A action, G goal, K chain step, H chunk, E ensemble,
+N transitions, M dataset rows.  An array is NumPy's on the host and JAX's under jit; `PyTree` slots are opaque
+to the core.  This module imports neither, so that environment workers and the command line start quickly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any
+PyTree = Any
+Key = Any
+Metrics = dict[str, Array]
+
+
+class EnvSpec(NamedTuple):
+    """What a task is, without stepping it: static and hashable."""
+
+    name: str
+    obs_shape: tuple[int, ...]  # (S,), or (H, W, C) for uint8 pixels
+    action_dim: int  # A; 0 when actions are discrete
+    goal_shape: tuple[int, ...] = (0,)  # (0,) when the task has no goal: zero width, never None
+    num_actions: int = 0  # > 0: discrete, actions are i32[B] and nothing is scaled
+    max_steps: int = 1000  # the episode is truncated here
+    num_tasks: int = 1  # tasks are numbered from 1
+    success: str = "last"  # an episode succeeded at its "last" step (OGBench) or at "any" step (Meta-World)
+    chunk: int = 0  # H > 0: an action is a chunk f32[H, A]
+
+    @property
+    def pixels(self) -> bool:
+        return len(self.obs_shape) == 3
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one action: (), (A,) or (H, A)."""
+        one = () if self.num_actions else (self.action_dim,)
+        return (self.chunk, *one) if self.chunk else one
+
+
+class Observation(NamedTuple):
+    state: Array  # f32[..., S] or uint8[..., H, W, C]
+    goal: Array  # f32[..., G]
+    reward: Array  # f32[...] of the step that led here, 0 at a reset
+    step: Array  # i32[...] steps since the reset
+
+
+class TimeStep(NamedTuple):
+    obs: Observation  # act on this next; already reset where the episode ended
+    final_obs: Observation  # true successor of the action, before any reset
+    reward: Array  # f32[B]
+    terminated: Array  # bool[B] the task ended: nothing follows
+    truncated: Array  # bool[B] the clock ended it: the value of final_obs still counts
+    success: Array  # f32[B] 1 where the task's goal holds after this step
+
+
+class Transition(NamedTuple):
+    """Leading axes [T, B] from a rollout, [B] or [B, L] from a dataset."""
+
+    obs: Observation
+    action: Array
+    reward: Array
+    next_obs: Observation
+    terminated: Array
+    truncated: Array
+    extras: PyTree = ()  # whatever `act` recorded; {"row": i32} when it came from a dataset
+
+
+class ActOut(NamedTuple):
+    action: Array  # f32[B, A] or f32[B, H, A] in [-1, 1]; i32[B] when discrete
+    carry: PyTree = ()  # per-environment memory; the rollout resets it where an episode ends
+    extras: PyTree = ()  # per-step record for the update
+
+
+class Norm(NamedTuple):
+    """Affine normalisation, (x - shift) / scale, of states and of actions."""
+
+    state_shift: Array  # f32[S]
+    state_scale: Array  # f32[S]
+    action_shift: Array  # f32[A]
+    action_scale: Array  # f32[A]
+
+    def state(self, x: Array) -> Array:
+        """Normalised states; pixels (uint8) pass through, an encoder scales them."""
+        return x if x.dtype == "uint8" else (x - self.state_shift) / self.state_scale
+
+    def action(self, x: Array) -> Array:
+        return (x - self.action_shift) / self.action_scale
+
+    def raw_action(self, x: Array) -> Array:
+        """The inverse of `action`."""
+        return x * self.action_scale + self.action_shift
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    norm: Norm
+    num_envs: int = 1
+    parent: PyTree = None  # final state of the run named by --from
+
+
+class Sampler(NamedTuple):
+    """Walker's alias table over N transitions; see `core.sampling`."""
+
+    keep: Array  # f32[N] probability of staying in the drawn cell
+    alias: Array  # i32[N] where to go otherwise
+
+
+class Dataset(NamedTuple):
+    """Episodes back to back; each keeps the state after its last transition, so row + 1 is always the successor.
+
+    row          0    1    2   | 3    4            M = 5, N = 3
+    state        s0   s1   s2  | s0'  s1'
+    action       a0   a1   -   | a0'  -            "-": zero; no transition starts there
+    first, last  0,2  0,2  0,2 | 3,4  3,4
+    `row`        0, 1, 3
+    """
+
+    state: Array  # f32[M, S] or uint8[M, H, W, C] (single frames)
+    action: Array  # f32[M, A], or i32[M] when discrete
+    reward: Array  # f32[M] of the transition that starts here
+    terminated: Array  # bool[M] that transition ended the task
+    row: Array  # i32[N] rows that start a transition
+    first: Array  # i32[M] first row of the episode that a row belongs to
+    last: Array  # i32[M] its last row: the final successor
+
+
+class Data(NamedTuple):
+    """A dataset on the device with all that `sample` needs."""
+
+    dataset: Dataset
+    sampler: Sampler
+    norm: Norm
+    loss_weight: Array  # f32[N], ones unless a scheme reweights the loss instead of the sampler
+    extra: PyTree = ()  # what `prepare` made
+
+
+class RunState(NamedTuple):
+    """The checkpoint: arrays only, restorable bit for bit.  Leading axis: seeds."""
+
+    algo: PyTree
+    rollout: PyTree
+    replay: PyTree
+    key: Key  # typed PRNG key [seeds]
+    step: Array  # i32[seeds] updates done
+    failed: Array  # bool[seeds] frozen at its last finite epoch

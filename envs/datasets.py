@@ -1,0 +1,127 @@
+"""Dataset files and their cards.  Our own format is one npz:
+
+    state f32[M, S]   action f32[M, A]   reward f32[M]   terminated bool[M]      rows as `core.types.Dataset` draws them
+    length i32[E] transitions of each episode      success f32[E] whether it succeeded, by the task's rule
+    card: JSON: how it was made, statistics, and a SHA-256 over the arrays, checked when it is read
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core import dataset as ds
+from core.dataset import DataError
+from core.types import Dataset, EnvSpec
+
+ARRAYS = ("state", "action", "reward", "terminated", "length", "success")
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the arrays."""
+    total = hashlib.sha256()
+    for name in ARRAYS:
+        total.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
+        total.update(np.ascontiguousarray(arrays[name]).data)
+    return total.hexdigest()
+
+
+def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Statistics of a dataset: size, quantiles of return and length, success."""
+    dataset = _index(arrays)
+    of = ds.episodes(dataset)
+
+    def quantiles(x: np.ndarray) -> dict[str, float]:
+        values = [float(v) for v in np.quantile(x, [0, 0.25, 0.5, 0.75, 1])]
+        return {**dict(zip(("min", "q25", "median", "q75", "max"), values, strict=True)), "mean": float(x.mean())}
+
+    return {
+        "episodes": len(of.length),
+        "transitions": len(dataset.row),
+        "state": list(dataset.state.shape[1:]),
+        "action": list(dataset.action.shape[1:]),
+        "return": quantiles(of.ret),
+        "length": quantiles(of.length),
+        "success": float(arrays["success"].mean()),
+        "terminated": int(arrays["terminated"].sum()),
+    }
+
+
+def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any]) -> dict[str, Any]:
+    """Check, describe and write atomically; returns the card.
+
+    Args: arrays: the names of `ARRAYS`; made: how the data came about (task, command, seed, versions).
+    Raises: DataError for arrays that could not be trained on, or a disk that is full.
+    """
+    path = Path(path)
+    ds.check(_index(arrays), str(path))
+    card = {"format": "rheostat 1", **made, **describe(arrays), "sha256": digest(arrays)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            np.savez_compressed(file, card=np.array(json.dumps(card)), **{name: arrays[name] for name in ARRAYS})
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error}); free some space and run the command again") from error
+    os.replace(part, path)
+    return card
+
+
+def read(path: str | Path, spec: EnvSpec | None = None) -> tuple[Dataset, dict[str, Any]]:
+    """Read and check a dataset file -> (Dataset in NumPy, card).
+
+    Args: spec: the task it is to be used for; shapes must agree.
+    Raises: DataError naming the file, the key and the row, and what to do.
+    """
+    arrays, card = load(path)
+    dataset = _index(arrays)
+    ds.check(dataset, str(path), spec)
+    return dataset, card
+
+
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a file as they were written -> (arrays, card); their hash is checked."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such dataset. Make one with `rheostat collect TASK --out {path}`")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in (*ARRAYS, "card") if name not in file.files]
+            if missing:
+                raise DataError(f"{path}: key '{missing[0]}' is missing; it has {', '.join(sorted(file.files))}")
+            card = json.loads(str(file["card"]))
+            arrays = {name: file[name] for name in ARRAYS}
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise DataError(f"{path}: cannot be read, it is cut off or damaged ({error}). Make or copy it again") from error
+    _check_lengths(arrays, str(path))
+    if digest(arrays) != card.get("sha256"):
+        raise DataError(f"{path}: its arrays do not have the hash on its card. Make or copy it again")
+    return arrays, card
+
+
+def _check_lengths(arrays: dict[str, np.ndarray], name: str) -> None:
+    length, rows = arrays["length"], len(arrays["state"])
+    if length.ndim != 1 or length.dtype.kind not in "iu" or not len(length) or length.min() < 1:
+        raise DataError(f"{name}: key 'length': it must list the transitions of each episode, each at least 1")
+    if length.sum() + len(length) != rows:
+        raise DataError(
+            f"{name}: key 'length': {len(length)} episodes need {length.sum() + len(length)} rows "
+            f"(one more than their transitions), but 'state' has {rows}"
+        )
+
+
+def _index(arrays: dict[str, np.ndarray]) -> Dataset:
+    _check_lengths(arrays, "dataset")
+    return ds.from_lengths(*(arrays[name] for name in ARRAYS[:5]))

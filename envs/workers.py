@@ -1,0 +1,155 @@
+"""Processes that each hold one object and answer calls on it.
+
+They are fresh interpreters, never forks (JAX is multithreaded) and never re-imports of the main module (which may
+import JAX): a worker imports only what its factory needs.  A worker ends by itself when its parent is gone, because
+its end of the pipe then reads end-of-file; it ignores the signals that ask the parent to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from core.config import ConfigError
+from envs.render import RenderError
+
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from envs.workers import serve; serve(int(sys.argv[1]))"
+)
+_CLOSE_SECONDS = 5.0
+_REFUSALS = (ConfigError, RenderError)  # the object says no, and is as it was: raised here as they are
+
+
+class WorkerError(RuntimeError):
+    """A worker failed; the message holds its traceback, or how its process ended."""
+
+
+class Pool:
+    """One worker per factory.
+
+    Args: factories: picklable callables that make the objects; module-level functions or `functools.partial` of them.
+    Raises: WorkerError when a worker fails or dies; then all are ended.  ConfigError and RenderError come through as
+        they are, and end the workers only when a factory raised them.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], Any]]):
+        self._connections: list[Connection] = []
+        self._processes: list[subprocess.Popen] = []
+        self.close = weakref.finalize(self, _stop, self._connections, self._processes)  # also at exit
+        try:
+            for _ in factories:
+                self._start()
+            self._exchange(range(len(factories)), factories)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
+        """`object.method(*arguments[i])` in every worker i, at the same time."""
+        return self._exchange(range(len(self._processes)), [(method, args) for args in arguments])
+
+    def call_one(self, index: int, method: str, *args: Any) -> Any:
+        return self._exchange([index], [(method, args)])[0]
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        # one thread each: the workers themselves are the parallelism
+        env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+        command = [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path)]
+        self._connections.append(ours)
+        with theirs:
+            self._processes.append(
+                subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=env)
+            )
+
+    def _exchange(self, indices: Sequence[int], messages: Sequence[Any]) -> list[Any]:
+        if not self.close.alive:
+            raise WorkerError("the environment workers are closed: they were ended, or one of them failed before")
+        try:
+            for index, message in zip(indices, messages, strict=True):
+                # a dead worker cannot be written to; the read below says how it ended
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self._connections[index].send(message)
+            replies = [self._receive(index) for index in indices]
+        except BaseException:
+            self.close()  # replies may be outstanding: the conversation cannot go on
+            raise
+        for kind, value in replies:
+            if kind == "refused":
+                raise value[0](value[1])
+        return [value for _, value in replies]
+
+    def _receive(self, index: int) -> tuple[str, Any]:
+        process = self._processes[index]
+        try:
+            kind, value = self._connections[index].recv()
+        except (EOFError, OSError):
+            try:
+                code = process.wait(_CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                code = "unknown"
+            raise WorkerError(f"environment worker {index} (process {process.pid}) died: {_ending(code)}") from None
+        if kind == "error":
+            raise WorkerError(f"environment worker {index} (process {process.pid}) failed:\n{value}")
+        return kind, value
+
+
+def _ending(code: int | str) -> str:
+    if isinstance(code, int) and code < 0:
+        return f"exit code {code} ({signal.Signals(-code).name})"
+    return f"exit code {code}"
+
+
+def _stop(connections: list[Connection], processes: list[subprocess.Popen]) -> None:
+    """End all workers: by end-of-file, and by force those that have not gone in time."""
+    for connection in connections:
+        connection.close()
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.01))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """The worker's loop: first a factory, then (method, args) until the parent is gone."""
+    # a stop is the parent's to handle: it saves its state, and its end is ours
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    connection, target = Connection(descriptor), None
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        while True:
+            message = connection.recv_bytes()
+            try:
+                if target is None:
+                    target, value = pickle.loads(message)(), None
+                else:
+                    method, args = pickle.loads(message)
+                    value = getattr(target, method)(*args)
+                reply = ("ok", value)
+            except _REFUSALS as error:
+                kind = next(known for known in _REFUSALS if isinstance(error, known))
+                reply = ("refused", (kind, str(error)))
+            except Exception:
+                reply = ("error", traceback.format_exc())
+            connection.send(reply)
+    if target is not None:
+        target.close()

@@ -1,0 +1,40 @@
+"""`rheostat collect`: a dataset with its card, and progress on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from core.metrics import Progress
+from envs import collect as maker
+from envs.collect import Recipe
+from experiments import runs
+
+
+def collect(recipe: Recipe, out: Path | None = None, workers: int = 0, quiet: bool = False) -> dict[str, Any]:
+    """Make the dataset of a recipe; returns its card.  Raises: ConfigError for whatever is refused."""
+    maker.check(recipe)
+    out = out or Path("data") / f"{recipe.task.replace('/', '-')}-expert-{recipe.noise:g}.npz"
+    progress = Progress(recipe.episodes, "episodes", quiet)
+    progress.say(f"scripted expert of {recipe.task}, noise {recipe.noise:g} -> {out}")
+    progress.stage("playing")
+    begun = False
+
+    def report(done: int) -> None:
+        nonlocal begun
+        if not begun:
+            progress.start_at(done)
+            begun = True
+        progress.advance(done)
+
+    try:
+        card = maker.collect(recipe, out, workers or os.cpu_count() or 1, runs.provenance(), report)
+    finally:
+        progress.close()
+    progress.say(
+        f"{out}: {card['episodes']} episodes, {card['transitions']:,} transitions, "
+        f"return {card['return']['mean']:.1f} ({card['return']['min']:.1f} to {card['return']['max']:.1f}), "
+        f"success {card['success']:.2f}"
+    )
+    return card

@@ -1,0 +1,130 @@
+"""Run folders: where everything of a run lies, and what state it is in.
+
+runs/<algo>/<task>/<name>/  config.json  meta.json  status.json  metrics.jsonl  eval.jsonl  ckpt/
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import algos
+from core.config import ConfigError, from_dict, to_dict
+from core.metrics import write_json
+from experiments.options import Train
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "gymnasium", "metaworld", "ogbench"
+)  # fmt: skip
+
+
+class Run(NamedTuple):
+    folder: Path
+    algo: str
+    task: str
+    train: Train
+
+
+class Stopped(Exception):
+    """A signal ended the run after its state was saved."""
+
+    def __init__(self, number: int, folder: Path, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} at update {step}; go on: rheostat resume {folder}")
+        self.number = number
+
+
+def create(run: Run, meta: dict[str, Any]) -> None:
+    """Make the folder and write down what will be run.
+
+    Raises: ConfigError, with the command that resumes it, when it exists.
+    """
+    if (run.folder / "config.json").exists():
+        state = status(run.folder).get("state", "unknown")
+        raise ConfigError(
+            f"the run {run.folder} exists (state: {state}). To go on with it: rheostat resume {run.folder}\n"
+            "To run the same once more beside it, give another --name"
+        )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "meta.json", meta)
+    save(run)
+
+
+def save(run: Run) -> None:
+    write_json(run.folder / "config.json", {"algo": run.algo, "task": run.task, **to_dict(run.train)})
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run back from its folder.
+
+    Raises: ConfigError when it is no run folder; UnknownName when its options are not those of this version.
+    """
+    folder = Path(folder)
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is not a run folder: it has no config.json (see `rheostat list runs`)") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{folder / 'config.json'} is damaged ({error}); restore it or start the run anew") from None
+    algo, task = values.pop("algo"), values.pop("task")
+    config = from_dict(algos.load(algo).Config, values.pop("config"))
+    return Run(folder, algo, task, from_dict(Train, {"config": config, **values}))
+
+
+def status(folder: str | Path) -> dict[str, Any]:
+    """The last status written; {} before the first."""
+    path = Path(folder) / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def set_status(folder: Path, state: str, **more: Any) -> None:
+    """States: running, done, stopped (by a signal, resumable), failed."""
+    process = {"pid": os.getpid(), "host": platform.node(), "time": now()}
+    write_json(folder / "status.json", {"state": state, **process, **more})
+
+
+def refuse_if_alive(folder: Path) -> None:
+    """Raises: ConfigError when another process on this machine is training the run."""
+    last = status(folder)
+    if last.get("state") != "running" or last.get("host") != platform.node() or last["pid"] == os.getpid():
+        return
+    try:
+        os.kill(last["pid"], 0)
+    except (ProcessLookupError, PermissionError):
+        return
+    raise ConfigError(f"{folder} is being trained by process {last['pid']}; wait for it or stop it first")
+
+
+def find(root: str | Path = "runs") -> list[Path]:
+    """All run folders below `root`, sorted."""
+    return sorted(path.parent for path in Path(root).rglob("config.json"))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, machine: what someone needs to run it again."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    return {
+        "time": now(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": git("rev-parse", "HEAD"),
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+    }

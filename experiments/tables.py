@@ -1,0 +1,107 @@
+"""Scores over seeds: one row per (algorithm, task, configuration), from the runs' eval.jsonl.
+
+Final is a seed's last evaluation, last-k the mean of its last k; both are given as mean +- standard error over
+seeds, and named.  A seed that failed or is missing counts: 3/5.  No error from one seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from core.config import ConfigError, fingerprint, to_dict
+from core.metrics import read_lines
+from experiments import runs
+
+
+class Row(NamedTuple):
+    algo: str
+    task: str
+    config: str  # run names that share the configuration
+    metric: str
+    seeds: str  # seeds that have a final score / seeds that were started
+    step: int  # updates at the final evaluation
+    episodes: int  # per seed and evaluation
+    final: float
+    final_se: float
+    last: float
+    last_se: float
+    k: int  # evaluations in "last"
+
+
+def mean_se(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error (ddof 1) over seeds; NaN error for fewer than two."""
+    if not values:
+        return math.nan, math.nan
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), float(error)
+
+
+def rows(folders: list[Path], k: int, metric: str) -> list[Row]:
+    """One row per group of runs that differ in their seeds and names only."""
+    groups: dict[tuple[str, str, str], list[runs.Run]] = defaultdict(list)
+    for folder in sorted({run for root in folders for run in runs.find(root)}):
+        run = runs.load(folder)
+        same = {key: v for key, v in to_dict(run.train).items() if key not in ("seeds", "name", "out", "sinks", "keep")}
+        groups[run.algo, run.task, fingerprint(same)].append(run)
+    if not groups:
+        raise ConfigError(f"no runs below {', '.join(map(str, folders))}; a run folder has a config.json")
+    table = []
+    for (algo, task, _), members in sorted(groups.items()):
+        final, last, steps, episodes, started = [], [], 0, 0, 0
+        for run in members:
+            curves = defaultdict(list)
+            for row in read_lines(run.folder / "eval.jsonl"):
+                curves[row["seed"]].append(row)
+            started += len(run.train.seeds)
+            for curve in curves.values():
+                if curve[-1]["failed"] or curve[-1]["step"] < run.train.updates:
+                    continue
+                final.append(curve[-1][metric])
+                last.append(float(np.mean([row[metric] for row in curve[-k:]])))
+                steps, episodes = curve[-1]["step"], curve[-1]["episodes"]
+        names = ", ".join(run.folder.name for run in members)
+        counted = f"{len(final)}/{started}"
+        table.append(Row(algo, task, names, metric, counted, steps, episodes, *mean_se(final), *mean_se(last), k))
+    return table
+
+
+def _score(mean: float, error: float, metric: str) -> str:
+    digits = 3 if metric == "success" else 1
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def markdown(table: list[Row]) -> str:
+    k, metric = table[0].k, table[0].metric
+    head = f"| algorithm | task | runs | seeds | updates | episodes | {metric}, final | {metric}, mean of last {k} |"
+    lines = [head, "|" + " --- |" * 8]
+    for r in table:
+        lines.append(
+            f"| {r.algo} | {r.task} | {r.config} | {r.seeds} | {r.step:,} | {r.episodes} | "
+            f"{_score(r.final, r.final_se, metric)} | {_score(r.last, r.last_se, metric)} |"
+        )
+    note = "Mean ± standard error over seeds; seeds: finished / started; episodes: per seed and evaluation."
+    return "\n".join([*lines, "", note])
+
+
+def tables(folders: list[Path], k: int, metric: str, out: Path | None) -> str:
+    """The Markdown table; also written to out/table.md and out/table.csv when a folder is given."""
+    if k < 1:
+        raise ConfigError(f"--last {k}: average at least the last evaluation")
+    table = rows(folders, k, metric)
+    text = markdown(table)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text(text + "\n")
+        with (out / "table.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(Row._fields)
+            writer.writerows(table)
+    return text

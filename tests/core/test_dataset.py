@@ -1,0 +1,110 @@
+"""Rows, windows, statistics and refusals of datasets."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from core import dataset as ds
+from core.types import EnvSpec
+
+LENGTH = np.array([2, 1, 4])
+
+
+def small(dtype=np.float32):
+    rows = int((LENGTH + 1).sum())
+    state = np.arange(rows * 2, dtype=dtype).reshape(rows, 2)
+    terminated = np.zeros(rows, bool)
+    terminated[1] = True  # the first episode ends by itself, the others by the clock
+    reward = np.arange(rows, dtype=np.float32)
+    return ds.from_lengths(state, np.zeros((rows, 1), np.float32), reward, terminated, LENGTH)
+
+
+def test_rows_are_those_with_a_successor():
+    data = small()
+    assert data.row.tolist() == [0, 1, 3, 5, 6, 7, 8]
+    assert data.first.tolist() == [0, 0, 0, 3, 3, 5, 5, 5, 5, 5]
+    assert data.last.tolist() == [2, 2, 2, 4, 4, 9, 9, 9, 9, 9]
+    assert ((data.row + 1) <= data.last[data.row]).all()
+
+
+def test_transitions_never_cross_an_episode():
+    data = small()
+    t = ds.transitions(data, jnp.asarray(data.row))
+    np.testing.assert_array_equal(t.next_obs.state, data.state[data.row + 1])
+    np.testing.assert_array_equal(t.obs.step, [0, 1, 0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(t.obs.reward, [0, 0, 0, 0, 5, 6, 7])
+    np.testing.assert_array_equal(t.terminated, [0, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(t.truncated, [0, 0, 1, 0, 0, 0, 1])
+    assert t.obs.goal.shape == (7, 0)
+
+
+def test_windows_stay_inside():
+    rows, valid = ds.windows(small(), jnp.array([0, 3, 8]), before=1, after=2)
+    np.testing.assert_array_equal(rows, [[0, 0, 1, 1], [3, 3, 3, 3], [7, 8, 8, 8]])
+    np.testing.assert_array_equal(valid, [[0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0]])
+
+
+def test_episode_statistics():
+    of = ds.episodes(small())
+    assert of.length.tolist() == [2, 1, 4]
+    assert of.ret.tolist() == [0 + 1, 3, 5 + 6 + 7 + 8]
+
+
+def test_norms_against_numpy():
+    data = small()
+    x = data.state[data.row].astype(np.float64)
+    standard = ds.norm(data, "standard")
+    np.testing.assert_allclose(standard.state(data.state[data.row]), (x - x.mean(0)) / (x.std(0) + 1e-3), rtol=1e-5)
+    minmax = ds.norm(data, "minmax", "minmax")
+    y = 2 * (x - x.min(0)) / (np.ptp(x, 0) + 1e-6) - 1
+    np.testing.assert_allclose(minmax.state(data.state[data.row]), y, rtol=1e-5, atol=1e-6)
+    a = jnp.array([[0.3]])
+    np.testing.assert_allclose(minmax.raw_action(minmax.action(a)), a, rtol=1e-5)
+    none = ds.norm(data)
+    np.testing.assert_array_equal(none.state(data.state), data.state)
+
+
+def test_pixels_pass_through():
+    image = np.full((1, 2, 2, 3), 200, np.uint8)
+    assert ds.identity_norm(1, 1).state(image) is image
+
+
+def broken(key, value):
+    return small()._replace(**{key: value})
+
+
+ROWS = int((LENGTH + 1).sum())
+NAN = np.zeros(ROWS, np.float32)
+NAN[6] = np.nan
+WIDE = np.zeros((ROWS, 1), np.float32)
+WIDE[4] = 1.5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("reward", NAN, r"file.npz: key 'reward': row 6 is not finite"),
+        ("action", WIDE, r"key 'action': row 4 leaves \[-1, 1\]"),
+        ("reward", np.zeros(3, np.float32), r"key 'reward': 3 rows, but 'state' has 10"),
+        ("reward", np.zeros(ROWS), r"key 'reward': dtype float64, but it must be float32"),
+        ("terminated", np.zeros(ROWS, np.float32), r"key 'terminated': dtype float32"),
+        ("row", np.zeros(0, np.int32), r"no transitions"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(key, value, message):
+    with pytest.raises(ds.DataError, match=message):
+        ds.check(broken(key, value), "file.npz")
+
+
+def test_wrong_task_is_refused():
+    with pytest.raises(ds.DataError, match=r"key 'state': rows of shape \(2,\), but other has \(3,\)"):
+        ds.check(small(), "file.npz", EnvSpec("other", (3,), 1))
+    ds.check(small(), "file.npz", EnvSpec("same", (2,), 1))
+
+
+def test_a_million_hopper_transitions_take_at_most_90_bytes_each():
+    episodes, length = 10, 1000
+    rows = episodes * (length + 1)
+    arrays = (np.zeros((rows, 11), np.float32), np.zeros((rows, 3), np.float32), np.zeros(rows, np.float32))
+    data = ds.from_lengths(*arrays, np.zeros(rows, bool), np.full(episodes, length))
+    assert ds.nbytes_per_transition(ds.data(data, ds.norm(data))) <= 90

@@ -1,0 +1,231 @@
+"""Networks against NumPy, their initialisers against their bounds, and names that do not exist."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from core.config import ConfigError, UnknownName
+from core.networks import ACTIVATIONS, MLP, Impala, ResidualMLP, encoder, ensemble, initializer, member, sinusoidal
+
+KEY = jax.random.key(0)
+FORMULAS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
+    "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "softplus": lambda x: np.log1p(np.exp(x)),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "identity": lambda x: x,
+}
+
+
+def randomised(params, seed=1):
+    """The same tree with every leaf random, so that scales and biases of LayerNorms count."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+
+
+def numpy_dense(params, i, x):
+    layer = params["params"][f"Dense_{i}"]
+    return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+
+def numpy_norm(params, i, x, eps):
+    layer = params["params"][f"LayerNorm_{i}"]
+    normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+    return normal * np.asarray(layer["scale"]) + np.asarray(layer["bias"])
+
+
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_activation(name):
+    x = np.linspace(-6, 6, 49)
+    assert set(FORMULAS) == set(ACTIVATIONS)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), FORMULAS[name](x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("norm", ["none", "before", "after"])
+def test_mlp_is_its_formula(norm):
+    a, b = (np.random.default_rng(0).normal(size=(5, n)).astype(np.float32) for n in (3, 4))
+    net = MLP((8, 6, 2), "silu", final="tanh", norm=norm, norm_eps=1e-2)
+    params = randomised(net.init(KEY, a, b))
+    x = np.concatenate([a, b], -1)
+    for i in range(2):
+        x = numpy_dense(params, i, x)
+        x = numpy_norm(params, i, x, 1e-2) if norm == "before" else x
+        x = FORMULAS["silu"](x)
+        x = numpy_norm(params, i, x, 1e-2) if norm == "after" else x
+    np.testing.assert_allclose(net.apply(params, a, b), np.tanh(numpy_dense(params, 2, x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_residual_mlp_is_its_formula(norm):
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    net = ResidualMLP((8, 8, 8, 8, 8, 2), "mish", norm=norm)
+    params = randomised(net.init(KEY, x))
+    y, dense, norms = numpy_dense(params, 0, x), 1, 0
+    for _ in range(2):
+        z = y
+        for _ in range(2):
+            z = numpy_norm(params, norms, z, 1e-6) if norm else z
+            z = numpy_dense(params, dense, FORMULAS["mish"](z))
+            dense, norms = dense + 1, norms + 1
+        y = y + z
+    np.testing.assert_allclose(net.apply(params, x), numpy_dense(params, 5, y), rtol=1e-3, atol=1e-3)
+
+
+def count(params):
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_parameter_counts_of_the_authors():
+    """flow: the hopper critic has 134,913 parameters, the kitchen critic 147,457."""
+    for width, parameters in ((11, 134_913), (60, 147_457)):
+        assert count(jax.eval_shape(ResidualMLP((256, 256, 256, 1), "mish").init, KEY, jnp.zeros(width))) == parameters
+
+
+@pytest.mark.parametrize("hidden", [(8, 8), (8, 4, 8), ()])
+def test_residual_mlp_refuses_other_shapes(hidden):
+    with pytest.raises(ConfigError, match="odd number"):
+        ResidualMLP((*hidden, 1)).init(KEY, jnp.zeros(3))
+
+
+def layer(weights, fan_in=400, size=300):
+    return MLP((size,), weights=weights).init(KEY, jnp.zeros(fan_in))["params"]["Dense_0"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "kernel", "bias"),
+    [
+        ("torch", 1 / 20, 1 / 20),
+        ("uniform:0.003", 0.003, 0.003),
+        ("torch_bias:0.1", 1 / 20, 0.1),
+        ("glorot", np.sqrt(6 / 700), 0),
+        ("glorot:0.01", np.sqrt(0.06 / 700), 0),
+        ("fan_in:0.01", np.sqrt(0.03 / 400), 0),
+    ],
+)
+def test_uniform_initialisers_fill_their_range(weights, kernel, bias):
+    made = layer(weights)
+    assert np.abs(made["kernel"]).max() == pytest.approx(kernel, rel=1e-3)
+    assert np.std(made["kernel"]) == pytest.approx(kernel / np.sqrt(3), rel=2e-2)
+    assert np.abs(made["bias"]).max() == pytest.approx(bias, rel=5e-2)
+    if weights == "torch_bias:0.1":
+        assert np.ptp(made["bias"]) == 0
+
+
+def test_orthogonal_and_lecun():
+    kernel = np.asarray(layer("orthogonal")["kernel"])
+    np.testing.assert_allclose(kernel.T @ kernel, 2 * np.eye(300), atol=1e-4)
+    kernel = np.asarray(layer("orthogonal:0.01")["kernel"])
+    np.testing.assert_allclose(kernel.T @ kernel, 1e-4 * np.eye(300), atol=1e-8)
+    assert np.std(layer("lecun")["kernel"]) == pytest.approx(1 / 20, rel=2e-2)
+
+
+def test_head_has_its_own_initialiser():
+    params = MLP((64, 3), weights="lecun", head_weights="uniform:0.001").init(KEY, jnp.zeros(9))["params"]
+    assert np.abs(params["Dense_1"]["kernel"]).max() <= 1e-3
+    assert np.abs(params["Dense_0"]["kernel"]).max() > 0.1
+
+
+def test_sinusoidal():
+    u, w = np.array([0.0, 0.25, 1.0, 19.0]), np.exp(-np.arange(4) * np.log(10000) / 3)
+    wanted = np.concatenate([np.sin(u[:, None] * w), np.cos(u[:, None] * w)], -1)
+    np.testing.assert_allclose(sinusoidal(jnp.asarray(u), 8), wanted, atol=2e-6)
+    np.testing.assert_allclose(sinusoidal(jnp.asarray([19]), 8), wanted[3:], atol=2e-6)
+    for dim in (2, 7):
+        with pytest.raises(ConfigError, match="even size"):
+            sinusoidal(jnp.zeros(()), dim)
+
+
+def test_ensemble_members_are_independent_copies():
+    x, module = jnp.ones((5, 3)), MLP((8, 1))
+    net = ensemble(module, 4)
+    params = jax.jit(net.init)(KEY, x)
+    out = jax.jit(net.apply)(params, x)
+    assert out.shape == (4, 5, 1)
+    assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(params))
+    assert len(np.unique(np.asarray(out[:, 0, 0]))) == 4
+    for i in range(4):
+        np.testing.assert_allclose(out[i], module.apply(member(params, i), x), rtol=1e-5, atol=1e-6)
+
+
+def test_impala_is_its_formula():
+    image = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 3), np.uint8)
+    net = Impala(stacks=(4, 5), blocks=1, width=7)
+    params = randomised(jax.jit(net.init)(KEY, image))
+
+    def conv(i, x):
+        layer = params["params"][f"Conv_{i}"]
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+        return np.einsum("nhwcij,ijco->nhwo", patches, np.asarray(layer["kernel"])) + np.asarray(layer["bias"])
+
+    def pool(x):
+        pads = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[1:3]]
+        sides = [(p // 2, p - p // 2) for p in pads]
+        padded = np.pad(x, ((0, 0), *sides, (0, 0)), constant_values=-np.inf)
+        return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)).max((-1, -2))[:, ::2, ::2]
+
+    x, relu = image / 255, FORMULAS["relu"]
+    for stack in range(2):
+        x = pool(conv(3 * stack, x))
+        x = x + conv(3 * stack + 2, relu(conv(3 * stack + 1, relu(x))))
+    wanted = FORMULAS["gelu_tanh"](numpy_dense(params, 0, relu(x).reshape(2, -1)))
+    np.testing.assert_allclose(jax.jit(net.apply)(params, image), wanted, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "flat", "width"),
+    [
+        ("impala", 15, 2048, 512),
+        ("impala_small", 9, 2048, 512),
+        ("impala_large", 15, 8192, 1024),
+        ("impala_debug", 6, 1024, 512),
+    ],
+)
+def test_encoder_sizes(name, convolutions, flat, width):
+    shapes = jax.eval_shape(encoder(name).init, KEY, jnp.zeros((1, 64, 64, 9), jnp.uint8))["params"]
+    assert sum(key.startswith("Conv") for key in shapes) == convolutions
+    assert shapes["Dense_0"]["kernel"].shape == (flat, width)
+    assert shapes["Conv_0"]["kernel"].shape[2] == 9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MLP((2,), activation="rellu").init(KEY, jnp.zeros(3)),
+        lambda: MLP((2,), final="tan").init(KEY, jnp.zeros(3)),
+        lambda: MLP((2,), norm="befor").init(KEY, jnp.zeros(3)),
+        lambda: MLP((2,), weights="ortogonal").init(KEY, jnp.zeros(3)),
+        lambda: encoder("impala_smal"),
+    ],
+)
+def test_unknown_names(make):
+    with pytest.raises(UnknownName, match=r"nearest: (relu|tanh|before|orthogonal|impala_small)"):
+        make()
+
+
+def test_a_scale_that_is_no_number():
+    with pytest.raises(ConfigError, match="orthogonal:NUMBER"):
+        initializer("orthogonal:big", 4)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_dtype_follows_x64(x64):
+    with jax.enable_x64(x64):
+        dtype = jnp.dtype("float64" if x64 else "float32")
+        key, x = jax.random.key(0), jnp.zeros((2, 3))
+        nets = [(MLP((4, 1), norm="after"), x), (ResidualMLP((4, 4, 4, 1), norm=True), x)]
+        nets.append((encoder("impala_debug"), jnp.zeros((2, 8, 8, 3), jnp.uint8)))
+        for weights in ("torch", "uniform", "torch_bias", "orthogonal", "glorot", "lecun", "fan_in"):
+            nets.append((MLP((4,), weights=weights), x))
+        for net, given in nets:
+            params = jax.eval_shape(net.init, key, given)
+            assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {dtype}
+            assert jax.eval_shape(net.apply, params, given).dtype == dtype
+        assert sinusoidal(jnp.zeros(3), 8).dtype == dtype

@@ -1,0 +1,210 @@
+"""The command line end to end on a toy: run folders, resume after a kill, signals, refusals, tables."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.checkpoint import Checkpoints
+from core.metrics import read_lines
+from experiments import runs
+from experiments.cli import main
+
+SMALL = [
+    "--updates", "120", "--epoch", "20", "--save-every", "20", "--eval.every", "60", "--eval.episodes", "4",
+    "--eval.envs", "2", "--config.hidden", "8", "--config.batch-size", "16",
+]  # fmt: skip
+
+
+def arguments(match_file, out, *more, algo="td3_bc"):
+    return ["train", algo, "toy/match", "--data.path", match_file, "--out", str(out), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def straight(match_file, tmp_path_factory):
+    """A run of two seeds that nothing disturbed."""
+    out = tmp_path_factory.mktemp("straight")
+    assert main(arguments(match_file, out, "--seeds", "0", "1", "--name", "run")) == 0
+    return out / "td3_bc" / "toy/match" / "run"
+
+
+def final(folder):
+    kept = Checkpoints(folder / "ckpt")
+    return kept.meta(kept.steps()[-1])
+
+
+def untimed(folder, name="metrics.jsonl"):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_lines(folder / name)]
+
+
+def test_a_run_leaves_what_rebuilds_it(straight):
+    meta = json.loads((straight / "meta.json").read_text())
+    assert {"command", "commit", "versions", "python", "device", "data"} <= set(meta)
+    assert len(meta["data"]["sha256"]) == 64
+    run = runs.load(straight)
+    assert (run.algo, run.task, run.train.seeds) == ("td3_bc", "toy/match", (0, 1))
+    assert run.train.config.hidden == (8,)
+    assert runs.status(straight)["state"] == "done"
+
+
+def test_the_last_step_is_logged_evaluated_and_saved_once(straight):
+    for name, steps in [("metrics.jsonl", range(20, 121, 20)), ("eval.jsonl", (60, 120))]:
+        rows = read_lines(straight / name)
+        assert [(r["step"], r["seed"]) for r in rows] == [(step, seed) for step in steps for seed in (0, 1)]
+    assert Checkpoints(straight / "ckpt").steps()[-1] == 120
+    assert all(len(row["returns"]) == 4 for row in read_lines(straight / "eval.jsonl"))
+
+
+def test_killed_and_resumed_equals_never_killed(match_file, tmp_path, straight):
+    command = arguments(match_file, tmp_path, "--seeds", "0", "1", "--name", "run")
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    process = subprocess.Popen([sys.executable, "-m", "experiments.cli", *command], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not Checkpoints(folder / "ckpt").steps() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = Checkpoints(folder / "ckpt").steps()
+    assert before
+    assert before[-1] < 120
+    assert main(["resume", str(folder)]) == 0
+    assert final(folder)["digest"] == final(straight)["digest"]
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert untimed(folder, name) == untimed(straight, name)
+
+
+def test_sigterm_saves_and_says_its_code(match_file, tmp_path):
+    command = arguments(match_file, tmp_path, "--updates", "1000000", "--save-every", "1000000", "--name", "run",
+                        "--eval.every", "1000000")  # fmt: skip
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    process = subprocess.Popen([sys.executable, "-m", "experiments.cli", *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"rheostat resume {folder}" in errors
+    status = runs.status(folder)
+    assert status["state"] == "stopped"
+    assert Checkpoints(folder / "ckpt").steps() == [status["step"]]
+
+
+def refused(capsys, *args):
+    assert main([str(a) for a in args]) == 2
+    return capsys.readouterr().err
+
+
+def test_an_existing_run_is_refused_with_the_resume_command(match_file, straight, capsys):
+    out = straight.parents[2].parent
+    said = refused(capsys, *arguments(match_file, out, "--seeds", "0", "1", "--name", "run"))
+    assert f"rheostat resume {straight}" in said
+
+
+def test_a_finished_run_says_how_to_train_longer(straight, capsys):
+    assert "--updates 240" in refused(capsys, "resume", straight)
+
+
+def test_unknown_names_are_refused_with_the_nearest(match_file, tmp_path, capsys):
+    assert "td3_bc" in refused(capsys, "train", "td3bc", "toy/match")
+    assert "toy/match" in refused(capsys, "train", "td3_bc", "toy/mach")
+    assert "train" in refused(capsys, "trian")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(match_file, tmp_path, "--config.hiden", "8"))
+    assert stop.value.code == 2
+    assert "--config.hidden" in capsys.readouterr().err
+
+
+def test_bad_numbers_and_files_are_refused_before_training(match_file, tmp_path, capsys):
+    assert "whole number of epochs" in refused(capsys, *arguments(match_file, tmp_path, "--updates", "130"))
+    assert "multiple of --eval.envs" in refused(capsys, *arguments(match_file, tmp_path, "--eval.episodes", "5"))
+    assert "no such dataset" in refused(capsys, *arguments(tmp_path / "no.npz", tmp_path))
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(Path(match_file).read_bytes()[:2000])
+    assert f"{cut}: cannot be read" in refused(capsys, *arguments(cut, tmp_path))
+    assert "single-task" in refused(capsys, "train", "td3_bc", "toy/pointmaze", "--data.path", match_file)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_checkpoint_of_another_config_is_refused(straight, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    values = json.loads((folder / "config.json").read_text())
+    values["config"]["alpha"] = 9.0
+    (folder / "config.json").write_text(json.dumps(values))
+    assert "another configuration" in refused(capsys, "resume", folder, "--updates", 240)
+
+
+def test_a_run_can_be_trained_longer(straight, tmp_path, match_file):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    assert main(["resume", str(folder), "--updates", "180"]) == 0
+    assert final(folder)["step"] == 180
+    assert runs.load(folder).train.updates == 180
+
+
+def test_a_live_run_is_not_resumed_twice(straight, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    status = {**runs.status(folder), "state": "running", "pid": os.getppid()}
+    (folder / "status.json").write_text(json.dumps(status))
+    assert f"process {os.getppid()}" in refused(capsys, "resume", folder, "--updates", 240)
+
+
+def test_eval_and_tables(straight, tmp_path, capsys):
+    assert main(["eval", str(straight), "--episodes", "6", "--envs", "3"]) == 0
+    fresh = read_lines(straight / "eval_fresh.jsonl")
+    assert [len(row["returns"]) for row in fresh] == [6, 6]
+    assert main(["tables", str(straight), "--out", str(tmp_path), "--last", "2"]) == 0
+    (row,) = csv.DictReader((tmp_path / "table.csv").open())
+    scores = {seed: [r["return"] for r in read_lines(straight / "eval.jsonl") if r["seed"] == seed] for seed in (0, 1)}
+    last = [np.mean(s[-2:]) for s in scores.values()]
+    assert float(row["final"]) == pytest.approx(np.mean([s[-1] for s in scores.values()]))
+    assert float(row["last"]) == pytest.approx(np.mean(last))
+    assert float(row["last_se"]) == pytest.approx(np.std(last, ddof=1) / np.sqrt(2))
+    assert row["seeds"] == "2/2"
+    assert "td3_bc" in (tmp_path / "table.md").read_text()
+
+
+def test_failed_and_missing_seeds_are_counted(straight, tmp_path):
+    import shutil
+
+    from experiments import tables
+
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    rows = read_lines(folder / "eval.jsonl")
+    for row in rows:
+        row["failed"] = row["seed"] == 1
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = tables.rows([folder], 1, "return")
+    assert row.seeds == "1/2"
+    assert np.isnan(row.final_se)
+
+
+def test_help_and_lists(capsys):
+    assert main(["--help"]) == 0
+    assert main(["list", "algos"]) == 0
+    assert main(["list", "tasks"]) == 0
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    for word in ("resume RUN", "td3_bc", "toy/match", "metaworld/push", "mujoco/hopper-v5", "ogbench/"):
+        assert word in said
+
+
+def test_parsing_imports_no_jax():
+    code = "import sys; from experiments.cli import main; main(['list', 'tasks']); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,1 @@
+"""Comparison with numbers that the authors' code produced; see README.md."""

@@ -1,0 +1,137 @@
+"""The runner passes on the stored cases and on new ones, misses what was changed, and refuses what it cannot check."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.golden.__main__ import check, main
+from tests.golden.case import Uncheckable, compare
+from tests.golden.oracle import write
+
+HERE = Path(__file__).parent
+FILES = sorted(HERE.glob("*.npz"))
+
+
+def altered(tmp_path, name, change):
+    """A copy of a stored case after `change(arrays)`."""
+    with np.load(HERE / name) as file:
+        arrays = {key: np.array(file[key]) for key in file.files}
+    change(arrays)
+    np.savez(tmp_path / name, **arrays)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_stored_cases_pass(path, capsys):
+    assert check(path) == 0
+    assert "0 missed, 0 problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_action": 2.0, "noise_unit": 2.0, "period": 2, "actor_hidden": (6, 6)},
+        {"max_action": 1.0, "period": 1, "batch": 5, "state_dim": 3, "action_dim": 1, "alpha": 40.0, "steps": 3},
+    ],
+)
+def test_unseen_cases_pass(tmp_path, options):
+    """Other depths, widths, bounds and delays, by NumPy with gradients written by hand."""
+    assert check(write(tmp_path / "corl_td3bc_other.npz", **options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "factor"),
+    [
+        ("corl_td3bc.npz", "step0.target_q", 1 + 1e-8),
+        ("corl_td3bc.npz", "step1.actor_loss", 1 + 1e-8),
+        ("corl_td3bc.npz", "step3.critic_2_target.net.2.bias", 1 + 1e-8),
+        ("corl_td3bc.npz", "hp.tau", 1.01),
+        ("corl_td3bc.npz", "batch.r", 1.01),
+        ("corl_td3bc.npz", "hp.noise_clip", 0.5),
+        ("util_03_network_blocks.npz", "net_mlp/out", 1 + 1e-4),
+        ("util_03_network_blocks.npz", "sinus/8", 1 + 1e-4),
+        ("util_03_network_blocks.npz", "net_res_mish_ln/layers.1.norm1.weight", 1.01),
+        ("util_03_network_blocks.npz", "noise_net/std", 1 + 1e-4),
+        ("util_04_adamw.npz", "adamw_wd1e-2/params", 1 + 1e-4),
+    ],
+)
+def test_a_changed_array_is_a_miss(tmp_path, name, key, factor):
+    def change(arrays):
+        arrays[key].reshape(-1)[-1:] *= factor  # a view: one element is enough
+
+    assert check(altered(tmp_path, name, change)) == 1
+
+
+def test_nan_is_a_miss(tmp_path):
+    def change(arrays):
+        arrays["step0.critic_loss"] = np.asarray(np.nan)
+
+    assert check(altered(tmp_path, "corl_td3bc.npz", change)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("corl_td3bc.npz", lambda a: a.update({"step0.td_error": np.ones(3)}), "step0.td_error"),
+        ("corl_td3bc.npz", lambda a: a.pop("step1.actor_loss"), "'step1.actor_loss' is missing"),
+        ("corl_td3bc.npz", lambda a: a.pop("hp.tau"), "'hp.tau' is missing"),
+        ("corl_td3bc.npz", lambda a: a.update({"step1.target_q": a["step1.target_q"][:5]}), "shape (5, 1)"),
+        ("corl_td3bc.npz", lambda a: a.update({"init.actor.net.0.weight": np.ones((3, 3))}), "Error"),
+        ("util_03_network_blocks.npz", lambda a: a.update({"attention/in": np.ones(3)}), "attention/in"),
+        ("util_03_network_blocks.npz", lambda a: a.update({"net_mlp/scale": np.ones(3)}), "net_mlp/scale"),
+        ("util_04_adamw.npz", lambda a: a.update({"lion_wd0/p0": np.ones(3)}), "lion_wd0/p0"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(tmp_path, capsys, name, change, message):
+    assert check(altered(tmp_path, name, change)) == 2
+    assert message in capsys.readouterr().out
+
+
+def test_unknown_kinds_and_damaged_files(tmp_path, capsys):
+    (tmp_path / "mystery_01.npz").write_bytes(FILES[0].read_bytes())
+    (tmp_path / "corl_td3bc_cut.npz").write_bytes(FILES[0].read_bytes()[:2000])
+    (tmp_path / "util_04_text.npz").write_text("not an archive")
+    np.savez(tmp_path / "util_04_empty.npz")
+    np.savez(tmp_path / "util_04_objects.npz", x=np.array([{}], object))
+    for name, message in (
+        ("mystery_01", "unknown kind"),
+        ("corl_td3bc_cut", "cannot be read"),
+        ("util_04_text", "cannot be read"),
+        ("util_04_empty", "nothing to check"),
+        ("util_04_objects", "cannot be read"),
+        ("util_04_absent", "cannot be read"),
+    ):
+        assert check(tmp_path / f"{name}.npz") == 2
+        assert message in capsys.readouterr().out
+
+
+def test_exit_code_of_several_files(tmp_path):
+    good = str(HERE / "util_04_adamw.npz")
+    missed = altered(tmp_path, "util_04_adamw.npz", lambda a: a.update({"adamw_wd0/p0": a["adamw_wd0/p0"] + 1}))
+    assert main([good, str(missed)]) == 1
+    assert main([str(missed), "unknown.npz", good]) == 2
+    assert main([]) == 2
+
+
+def test_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.golden", str(HERE / "util_04_adamw.npz")],
+        cwd=HERE.parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "adamw_wd1e-2/params" in done.stdout
+
+
+def test_compare():
+    row = compare("x", [1.0, 2.002], [1.0, 2.0], 1e-3, 1e-4)
+    assert row.ok
+    assert row.error == pytest.approx(0.002)
+    assert row.bound == pytest.approx(0.0021)
+    assert not compare("x", [1.0, np.nan], [1.0, 2.0], 1e-3, 0).ok
+    assert not compare("x", [1.0, 2.0], [1.0, np.inf], 1e-3, 0).ok
+    with pytest.raises(Uncheckable, match="shape"):
+        compare("x", np.ones((2, 1)), np.ones(3), 1, 1)
