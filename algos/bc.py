@@ -16,17 +16,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core import algorithm, optim
+from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
 from core.config import ConfigError, choose
-from core.dataset import transitions
 from core.distributions import Gaussian
 from core.losses import mse
 from core.networks import MLP, encoder, float_dtype
 from core.optim import Trained
 from core.rng import streams
-from core.sampling import draw
-from core.types import ActOut, Array, Data, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
+from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,6 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         params = policy.init(streams(key, "actor").actor, obs)
         return State(optim.start(tx, params), start.norm, jnp.zeros((), jnp.int32))
 
-    def sample(data: Data, key: Key) -> Transition:
-        return transitions(data.dataset, data.dataset.row[draw(data.sampler, key, (cfg.batch_size,))])
-
     def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
         obs, action = as_input(state.norm, batch.obs), state.norm.action(batch.action)
         actor, metrics = optim.step(tx, actor_loss, state.actor, obs, action, policy)
@@ -120,4 +115,4 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(law(state, obs).mode()), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=sample)
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size))

@@ -19,16 +19,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from core import algorithm, optim
+from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
 from core.config import ConfigError
-from core.dataset import transitions
 from core.losses import check_shapes, ensemble_mse, mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype, member
 from core.optim import Trained
 from core.rng import streams
-from core.sampling import draw
-from core.types import ActOut, Array, Data, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
+from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
 
 
 @dataclass(frozen=True)
@@ -186,9 +184,6 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             jnp.zeros((), jnp.int32),
         )
 
-    def sample(data: Data, key: Key) -> Transition:
-        return transitions(data.dataset, data.dataset.row[draw(data.sampler, key, (cfg.batch_size,))])
-
     def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
         noise = jax.random.normal(streams(key, "target_noise").target_noise, batch.action.shape, batch.action.dtype)
         return update_with(state, to_batch(state.norm, batch, cfg), noise, nets, cfg)
@@ -204,4 +199,4 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(policy(state, obs) / cfg.max_action), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=sample)
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from algos import td3_bc
-from core import dataset, loop
+from core import batches, dataset, loop
 from core.rng import streams
 from core.types import Dataset, EnvSpec, Observation, Start, Transition
 from envs import datasets
@@ -80,7 +80,7 @@ def scanned(seeds: int, updates: int):
     norm = dataset.norm(data, CONFIG.state_norm)
     algorithm = td3_bc.make(CONFIG, SPEC)
     run = loop.begin(algorithm, Start(norm), range(seeds))
-    on_device = dataset.data(data, norm)
+    on_device = batches.data(data, norm)
     program = jax.jit(loop.epoch(algorithm, updates), donate_argnums=0).lower(run, on_device).compile()
     run = jax.block_until_ready(program(run, on_device))[0]
 
@@ -103,7 +103,7 @@ def per_step(updates: int):
     rng, key = np.random.default_rng(0), streams(jax.random.key(0), "update").update
     zeros = np.zeros(CONFIG.batch_size, np.float32)
 
-    def batch() -> Transition:
+    def gathered() -> Transition:
         row = data.row[rng.integers(0, len(data.row), CONFIG.batch_size)]
         goal, steps = zeros[:, None][:, :0], zeros.astype(np.int32)
         obs = Observation(data.state[row], goal, zeros, steps)
@@ -114,7 +114,7 @@ def per_step(updates: int):
         nonlocal state
         began = time.perf_counter()
         for step in range(updates):
-            state, _ = update(state, batch(), jax.random.fold_in(key, step))
+            state, _ = update(state, gathered(), jax.random.fold_in(key, step))
         jax.block_until_ready(state)
         return updates / (time.perf_counter() - began)
 
@@ -183,7 +183,7 @@ def measure(rounds: int, quick: bool) -> list[dict]:
     def ratio(name: str, other: str, factor: float = 1.0) -> float:
         return float(np.median(np.array(seen[name]) * factor / np.array(seen[other])))
 
-    million = dataset.data(rows_of(1_000_000, EnvSpec("hopper", (11,), 3)), dataset.identity_norm(11, 3))
+    million = batches.data(rows_of(1_000_000, EnvSpec("hopper", (11,), 3)), dataset.identity_norm(11, 3))
     hits, misses = resume_compilations()
     table = [
         ("256 x 256 x 256 products in a jitted loop", median["products"], "GFLOP/s", "the machine's rate, same run"),
@@ -193,7 +193,7 @@ def measure(rounds: int, quick: bool) -> list[dict]:
         ("TD3+BC, four seeds, of the product rate", 100 * ratio("four seeds", "products", work), "%", ""),
         ("TD3+BC, jitted per step, NumPy sampling", median["per step"], "updates/s", "what one would write first"),
         ("scanned beside per step", ratio("one seed", "per step"), "x", "median of rounds"),
-        ("1M Hopper transitions on the device", dataset.nbytes_per_transition(million), "bytes each", "with sampler"),
+        ("1M Hopper transitions on the device", batches.nbytes_per_transition(million), "bytes each", "with sampler"),
         ("rheostat --help", float(np.median([help_seconds() for _ in range(rounds)])), "s", "interpreter included"),
         ("programs that resuming compiles", misses, "", f"{hits} read from the cache"),
     ]

@@ -7,13 +7,11 @@ executed.
 
 from __future__ import annotations
 
+import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ import numpy as np
 
 from core.config import ConfigError
 from core.seeds import derive
-from envs import registry
+from envs import datasets, registry
+from envs.workers import Pool
 
 BLOCK = 5  # episodes per file of a collection under way
 
@@ -47,46 +46,50 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(f"episodes {recipe.episodes}, noise {recipe.noise} and seed {recipe.seed} must be >= 1, 0, 0")
 
 
-def play(recipe: Recipe, episodes: range) -> dict[str, np.ndarray]:
-    """The episodes of these numbers, in the layout of `envs.datasets`."""
-    suite, name = registry.check(recipe.task)
-    expert = registry.suite(suite).expert
-    env = registry.make(recipe.task, 1, registry.Options(max_steps=recipe.max_steps))
-    columns: dict[str, list] = {key: [] for key in ("state", "action", "reward", "terminated", "length", "success")}
-    try:
+class Player:
+    """Plays episodes of a recipe by their numbers."""
+
+    def __init__(self, recipe: Recipe):
+        family, self._name = registry.check(recipe.task)
+        self._expert = registry.suite(family).expert
+        self.recipe = recipe
+        self._env = registry.make(recipe.task, 1, registry.Options(max_steps=recipe.max_steps))
+
+    def play(self, episodes: range) -> dict[str, np.ndarray]:
+        """Arrays in the layout of `envs.datasets`."""
+        columns: dict[str, list] = {key: [] for key in datasets.ARRAYS}
+
+        def add(*row) -> None:
+            for key, value in zip(datasets.ARRAYS, row, strict=False):
+                columns[key].append(value)
+
         for episode in episodes:
-            obs, policy = env.reset([derive(recipe.seed, episode)]), expert(name)
-            noise = np.random.default_rng(derive(recipe.seed, episode, 1))
+            obs, policy = self._env.reset([derive(self.recipe.seed, episode)]), self._expert(self._name)
+            noise = np.random.default_rng(derive(self.recipe.seed, episode, 1))
             success, over = [], False
             while not over:
                 intended = np.clip(policy.get_action(obs.state[0].astype(np.float64)), -1, 1)
-                action = np.clip(intended + recipe.noise * noise.standard_normal(intended.shape), -1, 1)
+                action = np.clip(intended + self.recipe.noise * noise.standard_normal(intended.shape), -1, 1)
                 action = action.astype(np.float32)
-                ts = env.step(action[None])
-                row = (obs.state[0], action, ts.reward[0], ts.terminated[0])
-                for key, value in zip(("state", "action", "reward", "terminated"), row, strict=True):
-                    columns[key].append(value)
+                ts = self._env.step(action[None])
+                add(obs.state[0], action, ts.reward[0], ts.terminated[0])
                 success.append(ts.success[0])
                 obs, over = ts.obs, bool(ts.terminated[0] or ts.truncated[0])
-            last = (ts.final_obs.state[0], np.zeros_like(action), np.float32(0), np.False_)
-            for key, value in zip(("state", "action", "reward", "terminated"), last, strict=True):
-                columns[key].append(value)
+            add(ts.final_obs.state[0], np.zeros_like(action), np.float32(0), np.False_)
             columns["length"].append(np.int32(len(success)))
-            columns["success"].append(np.float32(max(success) if env.spec.success == "any" else success[-1]))
-    finally:
-        env.close()
-    return {key: np.stack(values) for key, values in columns.items()}
+            columns["success"].append(np.float32(max(success) if self._env.spec.success == "any" else success[-1]))
+        return {key: np.stack(values) for key, values in columns.items()}
 
+    def write(self, block: int, path: Path) -> None:
+        """Play one block and write it atomically."""
+        arrays = self.play(range(block * BLOCK, min((block + 1) * BLOCK, self.recipe.episodes)))
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(part, path)
 
-def _play_block(recipe: Recipe, block: int, path: Path) -> int:
-    """Write one block atomically; returns its number of episodes."""
-    episodes = range(block * BLOCK, min((block + 1) * BLOCK, recipe.episodes))
-    arrays = play(recipe, episodes)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(part, path)
-    return len(episodes)
+    def close(self) -> None:
+        self._env.close()
 
 
 def collect(
@@ -95,10 +98,8 @@ def collect(
     """Play what is missing, join the blocks into `out`, and return its card.
 
     Args: workers: processes; made: goes on the card; report: called with the episodes done so far.
-    Raises: ConfigError when `out` exists, or when the blocks beside it belong to another recipe.
+    Raises: ConfigError when `out` exists, or when the blocks beside it belong to another recipe; WorkerError.
     """
-    from envs import datasets  # needs jax, which the workers do without
-
     check(recipe)
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
@@ -110,18 +111,22 @@ def collect(
     note.write_text(json.dumps(asdict(recipe)))
     files = [parts / f"{block:06d}.npz" for block in range(-(-recipe.episodes // BLOCK))]
     missing = [block for block, path in enumerate(files) if not path.exists()]
-    done = sum(min(BLOCK, recipe.episodes - block * BLOCK) for block, path in enumerate(files) if path.exists())
+
+    def size(block: int) -> int:
+        return min(BLOCK, recipe.episodes - block * BLOCK)
+
+    done = recipe.episodes - sum(map(size, missing))
     report(done)
-    context = multiprocessing.get_context("spawn")
-    quiet = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to handle
-    with ProcessPoolExecutor(min(workers, max(len(missing), 1)), context, signal.signal, quiet) as pool:
-        try:
-            for future in as_completed([pool.submit(_play_block, recipe, block, files[block]) for block in missing]):
-                done += future.result()
-                report(done)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = Pool([functools.partial(Player, recipe)] * min(workers, len(missing))) if missing else None
+    try:
+        for begin in range(0, len(missing), workers):
+            batch = missing[begin : begin + workers]
+            pool.call("write", [(block, files[block]) for block in batch])
+            done += sum(size(block) for block in batch)
+            report(done)
+    finally:
+        if pool:
+            pool.close()
     blocks = [np.load(path, allow_pickle=False) for path in files]
     arrays = {key: np.concatenate([block[key] for block in blocks]) for key in datasets.ARRAYS}
     card = datasets.write(out, arrays, {"task": recipe.task, "recipe": asdict(recipe), **made})

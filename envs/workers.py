@@ -61,8 +61,8 @@ class Pool:
         return [process.pid for process in self._processes]
 
     def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
-        """`object.method(*arguments[i])` in every worker i, at the same time."""
-        return self._exchange(range(len(self._processes)), [(method, args) for args in arguments])
+        """`object.method(*arguments[i])` in worker i, at the same time; the workers beyond the last one rest."""
+        return self._exchange(range(len(arguments)), [(method, args) for args in arguments])
 
     def call_one(self, index: int, method: str, *args: Any) -> Any:
         return self._exchange([index], [(method, args)])[0]

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from core.config import ConfigError, choose
+from envs.workers import WorkerError
 from experiments.runs import Stopped
 
 HELP = """\
@@ -190,6 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"rheostat: {error}", file=sys.stderr)
         return 2
+    except WorkerError as error:
+        print(f"rheostat: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("rheostat: interrupted", file=sys.stderr)
         return 130

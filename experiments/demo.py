@@ -105,10 +105,10 @@ def main() -> int:
     write_json(OUT / "summary.json", summary)
     print("\n" + "\n".join(lines))
     print(f"\n{summary['wall_s']:.0f} s.  Look at: {'  '.join(map(str, made))}")
-    print(
-        f"Try next:\n  rheostat eval {td3_bc} --episodes 100\n  rheostat train td3_bc {TASK} --data.path {data} --help\n"
-        "  rheostat list tasks"
-    )
+    print("Try next:")
+    print(f"  rheostat eval {td3_bc} --episodes 100")
+    print(f"  rheostat train td3_bc {TASK} --data.path {data} --help")
+    print("  rheostat list tasks")
     return 0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import algos
 import envs
-from core import dataset, loop, sharding
+from core import batches, dataset, loop, sharding
 from core.algorithm import Algorithm
 from core.checkpoint import Checkpoints
 from core.config import ConfigError
@@ -70,7 +70,7 @@ class Job:
 
     def device_data(self) -> Data:
         extra = self.algorithm.prepare(self.data, self.start.norm) if self.algorithm.prepare else ()
-        return dataset.data(self.data, self.start.norm, extra=extra)
+        return batches.data(self.data, self.start.norm, extra=extra)
 
 
 def spec_of(task: str, env: registry.Options) -> EnvSpec:
@@ -174,8 +174,9 @@ class _Live:
                         self.progress.start_at(step)
                         first = False
                     self._between(report, stopping)
-        except ConfigError as error:
-            runs.set_status(folder, "failed", reason=str(error))
+        except Exception as error:
+            if not isinstance(error, Stopped):
+                runs.set_status(folder, "failed", reason=str(error))
             raise
         finally:
             self.progress.close()

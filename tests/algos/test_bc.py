@@ -12,7 +12,7 @@ import pytest
 
 import algos
 from algos import bc
-from core import dataset, loop
+from core import batches, dataset, loop
 from core.config import ConfigError, UnknownName
 from core.types import EnvSpec, Norm, Observation, Start
 from tests.algos.test_td3_bc import match_problem, same
@@ -31,7 +31,7 @@ def seen(state):
 def problem():
     episodes = match_problem()
     norm = dataset.norm(episodes, "standard")
-    return dataset.data(episodes, norm), Start(norm)
+    return batches.data(episodes, norm), Start(norm)
 
 
 def train(cfg, problem, updates=1500):
@@ -83,7 +83,7 @@ def test_action_normalisation_is_undone_by_acting():
     episodes = match_problem()
     episodes = episodes._replace(action=episodes.action * np.float32(0.01))
     norm = dataset.norm(episodes, "standard", "minmax")
-    algorithm, states, _ = train(CFG, (dataset.data(episodes, norm), Start(norm)))
+    algorithm, states, _ = train(CFG, (batches.data(episodes, norm), Start(norm)))
     state = jax.tree.map(lambda x: x[0], states)
     s = np.random.default_rng(1).uniform(-0.8, 0.8, (400, 2)).astype(np.float32)
     action = algorithm.act_eval(state, seen(s), (), jax.random.key(0)).action
@@ -102,10 +102,10 @@ def test_images():
         bc.Config(hidden=(16,), batch_size=16, encoder="impala_debug", lr=1e-3, state_norm="none"), spec
     )
     start = Start(Norm(*(np.full(1, v, np.float32) for v in (0, 1, 0, 1))))
-    data = dataset.data(episodes, start.norm)
+    data = batches.data(episodes, start.norm)
     run, _ = jax.jit(loop.epoch(algorithm, 150))(loop.begin(algorithm, start, (0,)), data)
     state = jax.tree.map(lambda x: x[0], run.algo)
-    action = algorithm.act_eval(state, seen(pair), (), jax.random.key(0)).action
+    action = jax.jit(algorithm.act_eval)(state, seen(pair), (), jax.random.key(0)).action
     np.testing.assert_allclose(action, target, atol=0.05)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from algos import td3_bc
-from core import dataset, loop, optim
+from core import batches, dataset, loop, optim
 from core.config import ConfigError
 from core.types import EnvSpec, Observation, Start, Transition
 
@@ -134,6 +134,14 @@ def test_max_action_scales_policy_noise_and_clip():
     assert np.abs(out).max() <= 1
 
 
+def test_network_options():
+    _, state = begin(replace(CFG, critic_norm="before", weights="orthogonal"))
+    critic = state.critic.params["params"]
+    assert set(critic) == {"Dense_0", "Dense_1", "Dense_2", "LayerNorm_0", "LayerNorm_1"}
+    assert not critic["Dense_0"]["bias"].any()
+    assert set(state.actor.params["params"]) == {"Dense_0", "Dense_1", "Dense_2"}
+
+
 def test_shapes_are_checked():
     _, state = begin()
     nets = td3_bc.networks(CFG, SPEC)
@@ -191,7 +199,7 @@ def program(cfg=CFG, updates=6):
     algorithm = td3_bc.make(cfg, SPEC)
     episodes = random_dataset()
     norm = dataset.norm(episodes, cfg.state_norm)
-    return algorithm, dataset.data(episodes, norm), Start(norm), jax.jit(loop.epoch(algorithm, updates))
+    return algorithm, batches.data(episodes, norm), Start(norm), jax.jit(loop.epoch(algorithm, updates))
 
 
 def test_compiled_once_pure_and_the_same_alone_or_among_seeds():
@@ -250,7 +258,7 @@ def test_learns_the_optimum_where_cloning_copies():
     """alpha = 0 is cloning and keeps the behaviour's error; a large alpha finds s/2."""
     episodes = match_problem()
     norm = dataset.norm(episodes, "standard")
-    data = dataset.data(episodes, norm)
+    data = batches.data(episodes, norm)
     spec = EnvSpec("match", (2,), 2)
     s = np.random.default_rng(1).uniform(-0.9, 0.9, (200, 2)).astype(np.float32)
     obs = Observation(s, np.zeros((200, 0)), np.zeros(200), np.zeros(200, np.int32))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core import batches
 from core import dataset as ds
 from core.types import EnvSpec
 
@@ -29,7 +30,7 @@ def test_rows_are_those_with_a_successor():
 
 def test_transitions_never_cross_an_episode():
     data = small()
-    t = ds.transitions(data, jnp.asarray(data.row))
+    t = batches.transitions(data, jnp.asarray(data.row))
     np.testing.assert_array_equal(t.next_obs.state, data.state[data.row + 1])
     np.testing.assert_array_equal(t.obs.step, [0, 1, 0, 0, 1, 2, 3])
     np.testing.assert_array_equal(t.obs.reward, [0, 0, 0, 0, 5, 6, 7])
@@ -39,7 +40,7 @@ def test_transitions_never_cross_an_episode():
 
 
 def test_windows_stay_inside():
-    rows, valid = ds.windows(small(), jnp.array([0, 3, 8]), before=1, after=2)
+    rows, valid = batches.windows(small(), jnp.array([0, 3, 8]), before=1, after=2)
     np.testing.assert_array_equal(rows, [[0, 0, 1, 1], [3, 3, 3, 3], [7, 8, 8, 8]])
     np.testing.assert_array_equal(valid, [[0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0]])
 
@@ -107,4 +108,4 @@ def test_a_million_hopper_transitions_take_at_most_90_bytes_each():
     rows = episodes * (length + 1)
     arrays = (np.zeros((rows, 11), np.float32), np.zeros((rows, 3), np.float32), np.zeros(rows, np.float32))
     data = ds.from_lengths(*arrays, np.zeros(rows, bool), np.full(episodes, length))
-    assert ds.nbytes_per_transition(ds.data(data, ds.norm(data))) <= 90
+    assert batches.nbytes_per_transition(batches.data(data, ds.norm(data))) <= 90

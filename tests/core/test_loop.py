@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from algos import td3_bc
+from core import batches, loop
 from core import dataset as ds
-from core import loop
 from core.config import ConfigError
 from core.types import EnvSpec, Start
 
@@ -23,7 +23,7 @@ CONFIG = td3_bc.Config(hidden=(16, 16), batch_size=32)
 def setting(arrays):
     data = ds.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "terminated", "length")))
     norm = ds.norm(data, "standard")
-    return td3_bc.make(CONFIG, SPEC), Start(norm), ds.data(data, norm)
+    return td3_bc.make(CONFIG, SPEC), Start(norm), batches.data(data, norm)
 
 
 def trained(setting, seeds, updates, epoch):
@@ -101,7 +101,7 @@ def test_all_seeds_failed_is_an_error(setting):
 DEVICES = """
 import jax, numpy as np
 from algos import td3_bc
-from core import dataset as ds, loop, sharding
+from core import batches, dataset as ds, loop, sharding
 from core.types import Start
 from tests.conftest import match_arrays
 from tests.core.test_loop import CONFIG, SPEC, close
@@ -111,7 +111,7 @@ data = ds.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "termi
 norm = ds.norm(data, "standard")
 algorithm = td3_bc.make(CONFIG, SPEC)
 for seeds in (tuple(range(8)), (0, 1), (3,)):
-    start = lambda: (loop.begin(algorithm, Start(norm), seeds), ds.data(data, norm))
+    start = lambda: (loop.begin(algorithm, Start(norm), seeds), batches.data(data, norm))
     mesh = sharding.mesh(len(seeds))
     assert mesh.shape["seed"] == len(seeds) and mesh.shape["data"] == 8 // len(seeds)
     wide = jax.block_until_ready(next(loop.offline(algorithm, *sharding.place(*start(), mesh), 4, 4, mesh)).run)

@@ -76,7 +76,7 @@ def test_nan_names_the_row(path, arrays):
 
 def test_wrong_lengths(path):
     rewrite(path, length=np.full(39, 10, np.int32))
-    with pytest.raises(DataError, match="39 episodes need 429 rows.*'state' has 440"):
+    with pytest.raises(DataError, match=r"39 episodes need 429 rows.*'state' has 440"):
         datasets.read(path)
 
 
