@@ -81,7 +81,7 @@ def scanned(seeds: int, updates: int):
     algorithm = td3_bc.make(CONFIG, SPEC)
     run = loop.begin(algorithm, Start(norm), range(seeds))
     on_device = batches.data(data, norm)
-    program = jax.jit(loop.epoch(algorithm, updates), donate_argnums=0).lower(run, on_device).compile()
+    program = loop.compiled(algorithm, run, on_device, updates).epoch
     run = jax.block_until_ready(program(run, on_device))[0]
 
     def measure() -> float:

@@ -75,38 +75,46 @@ def epoch(
     return every_seed
 
 
+class Program(NamedTuple):
+    """An epoch, compiled."""
+
+    epoch: Callable[[RunState, Data], tuple[RunState, Metrics]]  # gives up its first argument's memory
+    updates: int  # K
+    seconds: float  # that compiling took
+
+
+def compiled(algorithm: Algorithm, run: RunState, data: Data, updates: int, mesh: Mesh | None = None) -> Program:
+    """Compile `epoch` for the shapes and devices of its arguments."""
+    began = time.perf_counter()
+    program = jax.jit(epoch(algorithm, updates, mesh), donate_argnums=0).lower(run, data).compile()
+    return Program(program, updates, time.perf_counter() - began)
+
+
 class Report(NamedTuple):
     """What an epoch leaves; `run` is valid until the next one is asked for."""
 
     run: RunState
     step: int  # updates done
     metrics: dict[str, np.ndarray]  # f32[seeds]
-    seconds: float  # of this epoch, without compiling
-    compile_seconds: float  # of the whole run so far
+    seconds: float  # that it took
 
 
-def offline(
-    algorithm: Algorithm, run: RunState, data: Data, updates: int, epoch_updates: int,
-    mesh: Mesh | None = None, compiling: Callable[[], None] = lambda: None,
-) -> Iterator[Report]:  # fmt: skip
+def offline(program: Program, run: RunState, data: Data, updates: int) -> Iterator[Report]:
     """Train to `updates` in epochs; what happens between them (logs, evaluation, checkpoints) is the caller's.
 
-    Args: mesh: as in `epoch`; compiling: called before the program is compiled.
-    Raises: ConfigError when `updates` is not a whole number of epochs, or when every seed has failed.
+    Raises: ConfigError when what is left is not a whole number of epochs, or when every seed has failed.
     """
-    if updates % epoch_updates:
-        raise ConfigError(f"{updates} updates are not a whole number of epochs of {epoch_updates}; change one of them")
-    compiling()
-    began = time.perf_counter()
-    program = jax.jit(epoch(algorithm, epoch_updates, mesh), donate_argnums=0).lower(run, data).compile()
-    compile_seconds = time.perf_counter() - began
     step = int(run.step.max())
+    if (updates - step) % program.updates:
+        raise ConfigError(
+            f"{updates - step} updates are not a whole number of epochs of {program.updates}; change one of them"
+        )
     while step < updates:
         began = time.perf_counter()
-        run, metrics = program(run, data)
+        run, metrics = program.epoch(run, data)
         metrics = jax.tree.map(np.asarray, metrics)
-        step += epoch_updates
-        yield Report(run, step, metrics, time.perf_counter() - began, compile_seconds)
+        step += program.updates
+        yield Report(run, step, metrics, time.perf_counter() - began)
         if np.asarray(run.failed).all():
             raise ConfigError(
                 f"every seed turned non-finite by update {step}; its last finite state is kept. "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,6 @@ def record(folder: Path, out: Path, episodes: int = 2, seed: int = 3_000_000, si
     Args: every: primitive steps per frame.
     Raises: envs.render.RenderError, which says what is missing, without a renderer.
     """
-    import imageio_ffmpeg
-
     job, _, state = checkpoint(folder)
     first = jax.tree.map(lambda x: x[0], state.algo)
     act = jax.jit(remembering(job.algorithm.act_eval, job.algorithm.init_carry))
@@ -32,14 +32,12 @@ def record(folder: Path, out: Path, episodes: int = 2, seed: int = 3_000_000, si
             while not over:
                 if obs.step[0] % every == 0:
                     frames.append(env.render(0, size))
-                out_ = act(first, obs, carry, jax.random.fold_in(jax.random.key(seed), jnp.int32(obs.step[0])))
-                ts = env.step(np.asarray(out_.action))
-                obs, carry, over = ts.obs, out_.carry, bool(ts.terminated[0] | ts.truncated[0])
+                chosen = act(first, obs, carry, jax.random.fold_in(jax.random.key(seed), jnp.int32(obs.step[0])))
+                ts = env.step(np.asarray(chosen.action))
+                obs, carry, over = ts.obs, chosen.carry, bool(ts.terminated[0] | ts.truncated[0])
     finally:
         env.close()
-    writer = imageio_ffmpeg.write_frames(str(out), (size, size), fps=20, macro_block_size=16, quality=7)
-    writer.send(None)
-    for frame in frames:
-        writer.send(np.ascontiguousarray(frame))
-    writer.close()
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size}x{size}", "-r", "20", "-i", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, "-pix_fmt", "yuv420p", str(out)]
+    subprocess.run(command, input=np.stack(frames).tobytes(), check=True)
     return len(frames)

@@ -20,6 +20,7 @@ from core.config import ConfigError
 from core.metrics import write_json
 from envs.collect import Recipe
 from envs.registry import Options
+from envs.render import RenderError
 from experiments import plots
 from experiments.clip import record
 from experiments.collect import collect
@@ -43,8 +44,7 @@ def judged(folder: Path) -> dict:
     scores = np.array([row["successes"] for row in rows])
     low, high = bootstrap(scores)
     return {
-        "mean": float(scores.mean()), "low": low, "high": high, "episodes": scores.size,
-        "per_seed": scores.mean(1).tolist(),
+        "mean": float(scores.mean()), "low": low, "high": high, "episodes": scores.size
     }  # fmt: skip
 
 
@@ -91,15 +91,16 @@ def main() -> int:
         ("demonstrations", before["mean"]),
     )  # fmt: skip
     made = [OUT / "table.md", OUT / "curve.png", OUT / "summary.json"]
-    from envs.render import RenderError
-
     try:
         record(td3_bc, OUT / "clip.mp4")
         made.append(OUT / "clip.mp4")
     except RenderError as error:
         print(f"no clip: {error}")
     summary = {
-        "task": TASK, "algo": "td3_bc", "seeds": list(SEEDS), "metric": "success rate", **scores,
+        "task": TASK, "algo": "td3_bc", "seeds": list(SEEDS), "metric": "success rate",
+        **{key: score["mean"] for key, score in scores.items()},
+        "interval_95": {key: [score["low"], score["high"]] for key, score in scores.items()},
+        "episodes": {key: score["episodes"] for key, score in scores.items()},
         "wall_s": round(time.perf_counter() - began, 1),
     }  # fmt: skip
     write_json(OUT / "summary.json", summary)

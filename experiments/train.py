@@ -166,13 +166,11 @@ class _Live:
         try:
             with Stopping() as stopping:
                 self.progress.stage("compiling")
-                first = True
-                for report in loop.offline(self.job.algorithm, state, data, chosen.updates, chosen.epoch, mesh):
-                    if first:
-                        self.progress.say(f"compiled in {report.compile_seconds:.1f} s")
-                        self.progress.stage("training")
-                        self.progress.start_at(step)
-                        first = False
+                self.program = loop.compiled(self.job.algorithm, state, data, chosen.epoch, mesh)
+                self.progress.say(f"compiled in {self.program.seconds:.1f} s")
+                self.progress.stage("training")
+                self.progress.start_at(step)
+                for report in loop.offline(self.program, state, data, chosen.updates):
                     self._between(report, stopping)
         except Exception as error:
             if not isinstance(error, Stopped):
@@ -203,7 +201,7 @@ class _Live:
     def _metric_rows(self, report: loop.Report, failed: np.ndarray) -> list[dict[str, Any]]:
         times = {
             "time/updates_per_second": self.chosen.epoch / report.seconds,
-            "time/compile_seconds": report.compile_seconds,
+            "time/compile_seconds": self.program.seconds,
             "time/at": time.time(),
         }
         return [

@@ -26,9 +26,13 @@ def setting(arrays):
     return td3_bc.make(CONFIG, SPEC), Start(norm), batches.data(data, norm)
 
 
+def offline(algorithm, run, data, updates, epoch, mesh=None):
+    return loop.offline(loop.compiled(algorithm, run, data, epoch, mesh), run, data, updates)
+
+
 def trained(setting, seeds, updates, epoch):
     algorithm, start, data = setting
-    for report in loop.offline(algorithm, loop.begin(algorithm, start, seeds), data, updates, epoch):
+    for report in offline(algorithm, loop.begin(algorithm, start, seeds), data, updates, epoch):
         last = jax.tree.map(np.asarray, report.run._replace(key=jax.random.key_data(report.run.key)))
     return last, report
 
@@ -71,7 +75,7 @@ def test_counts(pair):
 def test_updates_must_be_whole_epochs(setting):
     algorithm, start, data = setting
     with pytest.raises(ConfigError, match="25 updates are not a whole number of epochs of 12"):
-        next(loop.offline(algorithm, loop.begin(algorithm, start, (0,)), data, 25, 12))
+        next(offline(algorithm, loop.begin(algorithm, start, (0,)), data, 25, 12))
 
 
 def poison(run, seed):
@@ -82,7 +86,7 @@ def poison(run, seed):
 def test_a_non_finite_seed_is_frozen_and_the_others_go_on(setting, pair):
     algorithm, start, data = setting
     run = poison(loop.begin(algorithm, start, (0, 5)), 0)
-    for report in loop.offline(algorithm, run, data, 24, 12):
+    for report in offline(algorithm, run, data, 24, 12):
         failed, steps = np.asarray(report.run.failed), np.asarray(report.run.step)
         healthy = jax.tree.map(lambda x: np.asarray(x[1]), report.run.algo)
     assert failed.tolist() == [True, False]
@@ -92,7 +96,7 @@ def test_a_non_finite_seed_is_frozen_and_the_others_go_on(setting, pair):
 
 def test_all_seeds_failed_is_an_error(setting):
     algorithm, start, data = setting
-    epochs = loop.offline(algorithm, poison(loop.begin(algorithm, start, (0,)), 0), data, 24, 12)
+    epochs = offline(algorithm, poison(loop.begin(algorithm, start, (0,)), 0), data, 24, 12)
     assert np.asarray(next(epochs).run.failed).all()
     with pytest.raises(ConfigError, match="every seed turned non-finite by update 12"):
         next(epochs)
@@ -104,7 +108,7 @@ from algos import td3_bc
 from core import batches, dataset as ds, loop, sharding
 from core.types import Start
 from tests.conftest import match_arrays
-from tests.core.test_loop import CONFIG, SPEC, close
+from tests.core.test_loop import CONFIG, SPEC, close, offline
 assert jax.device_count() == 8
 arrays = match_arrays()
 data = ds.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "terminated", "length")))
@@ -114,9 +118,9 @@ for seeds in (tuple(range(8)), (0, 1), (3,)):
     start = lambda: (loop.begin(algorithm, Start(norm), seeds), batches.data(data, norm))
     mesh = sharding.mesh(len(seeds))
     assert mesh.shape["seed"] == len(seeds) and mesh.shape["data"] == 8 // len(seeds)
-    wide = jax.block_until_ready(next(loop.offline(algorithm, *sharding.place(*start(), mesh), 4, 4, mesh)).run)
+    wide = jax.block_until_ready(next(offline(algorithm, *sharding.place(*start(), mesh), 4, 4, mesh)).run)
     assert len(jax.tree.leaves(wide.algo)[0].sharding.device_set) == 8
-    alone = next(loop.offline(algorithm, *start(), 4, 4)).run
+    alone = next(offline(algorithm, *start(), 4, 4)).run
     close(jax.device_get(wide.algo), jax.device_get(alone.algo), rtol=1e-4, atol=1e-5)
 print("equal")
 """
