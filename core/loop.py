@@ -57,7 +57,7 @@ def epoch(
         def update(run: RunState, _):
             keys = streams(jax.random.fold_in(run.key, run.step), "sample", "update")
             batch = algorithm.sample(data, keys.sample)
-            batch = sharding.split_batch(batch, mesh) if mesh else batch
+            batch = sharding.split_batch(batch, mesh) if mesh and mesh.shape["data"] > 1 else batch
             algo, metrics = algorithm.update(run.algo, batch, keys.update)
             return run._replace(algo=algo, step=run.step + 1), metrics
 

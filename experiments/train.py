@@ -159,10 +159,9 @@ class _Live:
         self.metrics, self.evals = (Lines(folder / name, resume_at=step) for name in ("metrics.jsonl", "eval.jsonl"))
         self.progress.say(f"{self.run.algo} on {self.run.task}, seeds {' '.join(map(str, chosen.seeds))} -> {folder}")
         runs.set_status(folder, "running", step=step, updates=chosen.updates)
-        data, mesh = self.job.device_data(), None
-        if jax.device_count() > 1:
-            mesh = sharding.mesh(len(chosen.seeds))
-            state, data = sharding.place(state, data, mesh)
+        mesh = sharding.mesh(len(chosen.seeds))
+        # also on one device: a restored state then compiles to the same program as a fresh one, which the cache holds
+        state, data = sharding.place(state, self.job.device_data(), mesh)
         try:
             with Stopping() as stopping:
                 self.progress.stage("compiling")
