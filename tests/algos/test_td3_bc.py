@@ -11,6 +11,8 @@ from algos import td3_bc
 from core import batches, dataset, loop, optim
 from core.config import ConfigError
 from core.types import EnvSpec, Observation, Start, Transition
+from envs.toys import build
+from tests.conftest import match_arrays
 
 SPEC = EnvSpec("test", (3,), 2)
 CFG = td3_bc.Config(batch_size=16, hidden=(8, 8))
@@ -273,3 +275,32 @@ def test_learns_the_optimum_where_cloning_copies():
         assert np.isfinite(float(metrics["actor/loss"][0]))
     np.testing.assert_allclose(error[0.0], [0.3, -0.3], atol=0.06)
     np.testing.assert_allclose(error[20.0], [0.0, 0.0], atol=0.08)
+
+
+def test_value_of_a_task_that_only_the_clock_ends():
+    """On toy/match the best policy is worth 1 / (1 - gamma) everywhere, also one step before the time limit."""
+    env, gamma = build("match"), 0.8
+    arrays = match_arrays(episodes=400)
+    episodes = dataset.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "terminated", "length")))
+    norm = dataset.norm(episodes, "standard")
+    cfg = td3_bc.Config(
+        hidden=(64, 64),
+        batch_size=128,
+        alpha=20.0,
+        actor_lr=1e-3,
+        critic_lr=1e-3,
+        discount=gamma,
+        tau=0.02,
+        policy_noise=0.0,
+    )
+    algorithm, nets = td3_bc.make(cfg, env.spec), td3_bc.networks(cfg, env.spec)
+    run = loop.begin(algorithm, Start(norm), (0,))
+    run, _ = jax.jit(loop.epoch(algorithm, 3000))(run, batches.data(episodes, norm))
+    state = jax.tree.map(lambda x: x[0], run.algo)
+    s = np.random.default_rng(1).uniform(-0.9, 0.9, (200, 2)).astype(np.float32)
+    obs = Observation(s, np.zeros((200, 0)), np.zeros(200), np.zeros(200, np.int32))
+    action = algorithm.act_eval(state, obs, (), jax.random.key(0)).action
+    np.testing.assert_allclose(action, env.target(s), atol=0.2)
+    q = nets.critic.apply(state.critic.params, norm.state(s), action)
+    best = 1 / (1 - gamma)
+    assert abs(float(q.mean()) - best) < 0.05 * best  # a limit taken for an end: 1 / (1 - 0.9 gamma), 0.71 of it

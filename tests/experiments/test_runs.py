@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import algos
 from core.checkpoint import Checkpoints
 from core.metrics import read_lines
 from experiments import runs
@@ -60,6 +61,25 @@ def test_the_last_step_is_logged_evaluated_and_saved_once(straight):
         assert [(r["step"], r["seed"]) for r in rows] == [(step, seed) for step in steps for seed in (0, 1)]
     assert Checkpoints(straight / "ckpt").steps()[-1] == 120
     assert all(len(row["returns"]) == 4 for row in read_lines(straight / "eval.jsonl"))
+
+
+@pytest.mark.parametrize("algo", [name for name in algos.names() if name != "td3_bc"])
+def test_every_algorithm_trains_by_the_command_line(algo, match_file, tmp_path):
+    command = arguments(match_file, tmp_path, "--updates", "40", "--eval.every", "40", "--name", "run", algo=algo)
+    assert main(command) == 0
+    folder = tmp_path / algo / "toy/match" / "run"
+    assert runs.status(folder)["state"] == "done"
+    rows = untimed(folder)
+    assert [row["step"] for row in rows] == [20, 40]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+
+
+def test_resuming_compiles_nothing_that_the_cache_holds():
+    from benchmarks.updates import resume_compilations
+
+    hits, misses = resume_compilations()
+    assert misses == 0
+    assert hits > 5
 
 
 def test_killed_and_resumed_equals_never_killed(match_file, tmp_path, straight):
