@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/installed
 EXTRAS ?= dev
+comma  := ,
+STAMP  := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 UV     := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 PYTEST ?=
 

@@ -10,7 +10,7 @@ Axes: B batch, S state, A action.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
-from core.config import ConfigError, choose
+from core.config import choose
 from core.distributions import Gaussian
 from core.losses import mse
 from core.networks import MLP, encoder, float_dtype
@@ -29,12 +29,12 @@ from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, Observation, 
 
 @dataclass(frozen=True)
 class Config(algorithm.Config):
-    state_norm: str = "standard"
+    state_norm: Literal["none", "standard", "minmax"] = "standard"
     hidden: tuple[int, ...] = (256, 256)
     weights: str = "torch"  # initialiser of every layer, see core.networks.INITIALIZERS
-    layer_norm: str = "none"  # none, before or after the activation
+    layer_norm: Literal["none", "before", "after"] = "none"  # beside the activation
     encoder: str = "impala_small"  # of images; states need none
-    loss: str = "mse"  # mse or gaussian
+    loss: Literal["mse", "gaussian"] = "mse"
     log_std_min: float = -5.0  # bounds of the Gaussian's log std
     log_std_max: float = 2.0
     lr: float = 3e-4
@@ -76,19 +76,9 @@ def actor_loss(params: PyTree, obs: Array, action: Array, policy: Policy) -> tup
     return loss, {"actor/loss": loss, "actor/mse": squared}
 
 
-def check(spec: EnvSpec) -> None:
-    """Raises: ConfigError for a task that plain cloning cannot act in."""
-    if spec.goal_shape != (0,):
-        raise ConfigError(f"bc does not read goals, which {spec.name} has; use a single-task variant of the task")
-    if spec.num_actions:
-        raise ConfigError(f"bc needs continuous actions; {spec.name} has {spec.num_actions} discrete ones")
-    if spec.chunk:
-        raise ConfigError(f"bc acts one step at a time; make {spec.name} without chunks")
-
-
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or chunked tasks; UnknownName for a bad option."""
-    check(spec)
+    algorithm.require(spec, "bc", pixels=True)
     choose("loss", cfg.loss, {"mse": 1, "gaussian": 2})
     policy = Policy(cfg, spec.action_dim, spec.pixels)
     tx = optim.adam(cfg.lr, weight_decay=cfg.weight_decay, max_norm=cfg.max_norm)
@@ -115,4 +105,4 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(law(state, obs).mode()), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size))
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history))

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
-from core.config import ConfigError
 from core.losses import check_shapes, ensemble_mse, mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype, member
 from core.optim import Trained
@@ -34,7 +33,7 @@ class Config(algorithm.Config):
     state_norm: Literal["none", "standard", "minmax"] = "standard"
     hidden: tuple[int, ...] = (256, 256)
     weights: str = "torch"  # initialiser of every layer, see core.networks.INITIALIZERS
-    critic_norm: str = "none"  # LayerNorm in the critics: none, before or after the activation
+    critic_norm: Literal["none", "before", "after"] = "none"  # LayerNorm beside the critics' activations
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     discount: float = 0.99  # gamma
@@ -70,18 +69,6 @@ class Batch(NamedTuple):
     reward: Array  # f32[B]
     next_obs: Array  # f32[B, S]
     terminated: Array  # bool[B]
-
-
-def check(spec: EnvSpec, name: str = "td3_bc") -> None:
-    """Raises: ConfigError for a task that the algorithm cannot act in."""
-    if spec.goal_shape != (0,):
-        raise ConfigError(f"{name} does not read goals, which {spec.name} has; use a single-task variant of the task")
-    if spec.num_actions:
-        raise ConfigError(f"{name} needs continuous actions; {spec.name} has {spec.num_actions} discrete ones")
-    if spec.pixels:
-        raise ConfigError(f"{name} reads states and {spec.name} shows images; use its state variant, or bc")
-    if spec.chunk:
-        raise ConfigError(f"{name} acts one step at a time; make {spec.name} without chunks")
 
 
 def networks(cfg: Config, spec: EnvSpec) -> Networks:
@@ -166,7 +153,7 @@ def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
 
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks."""
-    check(spec)
+    algorithm.require(spec, "td3_bc")
     nets = networks(cfg, spec)
     actor_tx, critic_tx = optimisers(cfg)
 
@@ -199,4 +186,4 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(policy(state, obs) / cfg.max_action), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size))
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history))

@@ -49,8 +49,9 @@ def _publish(rows: list[dict], out: Path | None) -> None:
 def _processor() -> str:
     import os
 
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    info = Path("/proc/cpuinfo")  # of Linux
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 

@@ -149,7 +149,7 @@ def resume_compilations() -> tuple[int, int]:
         data = rows_of(2_000, EnvSpec("toy/match", (2,), 2), 10)
         arrays = dict(zip(datasets.ARRAYS[:4], data[:4], strict=True))
         length = np.full(200, 10, np.int32)
-        datasets.write(path, {**arrays, "length": length, "success": length * np.float32(0)}, {"task": "toy/match"})
+        datasets.write(path, {**arrays, "length": length, "success": np.zeros(200, np.float32)}, {"task": "toy/match"})
         env = {**os.environ, "RHEOSTAT_CACHE": f"{folder}/cache"}
         sizes = ["--updates", "200", "--epoch", "100", "--eval.every", "100", "--save-every", "100"]
         where = ["--data.path", str(path), "--out", folder, "--name", "run"]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from core.types import ActOut, Array, Data, Dataset, Key, Metrics, Norm, Observation, PyTree, Start
+from core.config import ConfigError
+from core.types import ActOut, Array, Data, Dataset, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start
 
 Act = Callable[[PyTree, Observation, PyTree, Key], ActOut]  # (state, obs [B], carry [B], key)
 
@@ -38,7 +39,23 @@ class Algorithm(NamedTuple):
     act_eval: Act  # policy to be judged
     init_carry: Callable[[int], PyTree] = no_carry  # num_envs -> carry
     sample: Callable[[Data, Key], PyTree] | None = None
-    prepare: Callable[[Dataset, Norm], PyTree] | None = None  # host, once per dataset; becomes `Data.extra`
+    prepare: Callable[[Dataset, Start], PyTree] | None = None  # host, before training; becomes `Data.extra`
+    eligible: Callable[[Dataset], Array] | None = None  # host: bool[N], which transitions may be drawn; None: all
+
+
+def require(spec: EnvSpec, name: str, goal=False, discrete=False, pixels=False, chunk=False) -> None:
+    """Refuse a task that an algorithm cannot act in; each flag says what it can deal with.
+
+    Raises: ConfigError that says what to do.
+    """
+    if spec.goal_shape != (0,) and not goal:
+        raise ConfigError(f"{name} does not read goals, which {spec.name} has; use a single-task variant of the task")
+    if spec.num_actions and not discrete:
+        raise ConfigError(f"{name} needs continuous actions; {spec.name} has {spec.num_actions} discrete ones")
+    if spec.pixels and not pixels:
+        raise ConfigError(f"{name} reads states, {spec.name} shows images {spec.obs_shape}; use its state variant")
+    if spec.chunk and not chunk:
+        raise ConfigError(f"{name} acts one step at a time; make {spec.name} without chunks")
 
 
 def as_input(norm: Norm, obs: Observation) -> Array:

@@ -1,14 +1,17 @@
 """Checkpoints by orbax: the whole RunState, atomically, restorable bit for bit.
 
-    ckpt/000010000/state/   orbax's arrays        ckpt/000010000/meta/   step, config, digest, score
+    ckpt/000010000/state/  orbax's arrays     ckpt/000010000/meta/  step, config, digest     ckpt/scores.json
 Orbax writes into a temporary folder and renames it, so a killed process or a full disk leaves the older ones as
 they were.  The digest is a SHA-256 over all arrays; it is checked when they are read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,27 +21,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from core.config import ConfigError
+from core.metrics import write_json
 from core.types import PyTree
 
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint that cannot be resumed from; the message names the one that can."""
-
-
-def _raw(leaf: Any) -> np.ndarray:
-    """The bits of an array, a typed key's included."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
+    """A checkpoint that cannot be used; the message names the one that can."""
 
 
 def digest(tree: PyTree) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bits of all arrays."""
+    """SHA-256 over the paths, dtypes, shapes and bits of all arrays, typed keys included."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = _raw(leaf)
+        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if key else leaf)
         total.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
@@ -57,56 +55,50 @@ class Checkpoints:
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"{step:09d}"
-
-    def save(self, step: int, state: PyTree, config: str, score: float | None = None) -> None:
+    def save(self, step: int, state: PyTree, config: str) -> None:
         """Write a checkpoint, then drop those that are neither among the last nor the best.
 
-        Args: config: fingerprint of the configuration it belongs to; score: higher is better.
+        Args: config: fingerprint of the configuration it belongs to.
         Raises: CheckpointError when it cannot be written (a full disk); the older ones stay.
         """
-        meta = {"step": step, "config": config, "digest": digest(state), "score": score}
+        meta = {"step": step, "config": config, "digest": digest(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
-            self._orbax.save(
-                self._path(step), ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-                force=True,
-            )  # fmt: skip
-        except OSError as error:
+            self._orbax.save(self._path(step), args, force=True)
+        except Exception as error:
             raise CheckpointError(
-                f"checkpoint {step} could not be written to {self.folder} ({error}); the older ones "
+                f"checkpoint {step} could not be written to {self.folder} ({_short(error)}); the older ones "
                 f"{self.steps()} are as they were. Free some space, then resume"
             ) from error
-        scores = {s: self._score(s) for s in self.steps()}
-        best = [max(scores, key=scores.__getitem__)] if max(scores.values()) > -np.inf else []
-        for old in set(scores) - set(self.steps()[-self.keep :]) - set(best):
-            shutil.rmtree(self._path(old))
+        for old in set(self.steps()) - {*self.steps()[-self.keep :], self.best()}:
+            self._remove(old)
+        for leftover in [*self.folder.glob(".old-*"), *self.folder.glob("*orbax-checkpoint-tmp*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def score(self, step: int, score: float) -> None:
+        """Note how good a checkpoint is; higher is better."""
+        if math.isfinite(score):
+            write_json(self.folder / "scores.json", {**self._scores(), str(step): score})
+
+    def best(self) -> int | None:
+        """Step of the highest score, None when nothing was scored."""
+        scores = {step: self._scores().get(str(step), -math.inf) for step in self.steps()}
+        step = max(scores, key=scores.__getitem__, default=None)
+        return None if step is None or scores[step] == -math.inf else step
 
     def drop_after(self, step: int) -> None:
         """Forget the later ones: a run that goes on from here writes them anew."""
         for later in self.steps():
             if later > step:
-                shutil.rmtree(self._path(later))
-
-    def _score(self, step: int) -> float:
-        try:
-            score = self.meta(step)["score"]
-        except CheckpointError:
-            return -np.inf
-        return -np.inf if score is None or not np.isfinite(score) else score
-
-    def best(self) -> int | None:
-        """Step of the highest score, None when nothing was scored."""
-        scores = {s: self._score(s) for s in self.steps()}
-        step = max(scores, key=scores.__getitem__, default=None)
-        return None if step is None or scores[step] == -np.inf else step
+                self._remove(later)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Raises: CheckpointError when it cannot be read."""
+        """step, config and digest of a checkpoint.  Raises: CheckpointError when they cannot be read."""
         try:
-            return self._orbax.restore(self._path(step), ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            meta = self._orbax.restore(self._path(step), ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+            return {key: meta[key] for key in ("step", "config", "digest")}
         except Exception as error:
-            raise self._refuse(step, f"its meta data cannot be read ({_short(error)})") from error
+            raise CheckpointError(f"its meta data cannot be read ({_short(error)})") from error
 
     def restore(self, template: PyTree, config: str, step: int | None = None) -> tuple[int, PyTree]:
         """Read one back.
@@ -115,31 +107,50 @@ class Checkpoints:
             checkpoint must carry; step: which one, default the last.
         Returns: (step, state).
         Raises: CheckpointError when there is none, when it belongs to another configuration, or when it is damaged;
-            the message names the older good one.
+            the message names the last older one that is whole.
         """
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
             raise CheckpointError(f"no checkpoint{'' if step is None else f' {step}'} in {self.folder}; it has {steps}")
         step = steps[-1] if step is None else step
+        try:
+            return step, self._read(template, config, step)
+        except CheckpointError as error:
+            good = "no older one is whole"
+            for older in reversed([s for s in steps if s < step]):
+                with contextlib.suppress(CheckpointError):
+                    self._read(template, config, older)
+                    good = f"the last good one before it is {older}: add --step {older}"
+                    break
+            raise CheckpointError(f"checkpoint {step} in {self.folder} is refused: {error}; {good}") from error
+
+    def _read(self, template: PyTree, config: str, step: int) -> PyTree:
         meta = self.meta(step)
         if meta["config"] != config:
-            raise self._refuse(step, "it was written with another configuration", "Restore config.json, or start anew")
+            raise CheckpointError("it was written with another configuration or other data")
         try:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._orbax.restore(self._path(step), args).state
         except Exception as error:
-            raise self._refuse(step, f"it cannot be read ({_short(error)})") from error
+            raise CheckpointError(f"it cannot be read ({_short(error)})") from error
         if digest(state) != meta["digest"]:
-            raise self._refuse(step, "its arrays are not those that were saved")
-        return step, state
+            raise CheckpointError("its arrays are not those that were saved")
+        return state
 
-    def _refuse(self, step: int, why: str, advice: str | None = None) -> CheckpointError:
-        older = [s for s in self.steps() if s < step]
-        advice = advice or (
-            f"The last good one before it is {older[-1]}: add --step {older[-1]}" if older else "No older one is left"
-        )
-        return CheckpointError(f"checkpoint {step} in {self.folder} is refused: {why}. {advice}")
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:09d}"
+
+    def _remove(self, step: int) -> None:
+        """Out of the list first, in one rename: a kill in between leaves no half of a checkpoint."""
+        gone = self.folder / f".old-{step}"
+        shutil.rmtree(gone, ignore_errors=True)
+        self._path(step).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _scores(self) -> dict[str, float]:
+        path = self.folder / "scores.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _short(error: Exception) -> str:

@@ -30,6 +30,12 @@ def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their class's defaults, as JSON values."""
+    now, default = to_dict(config), to_dict(type(config)())
+    return {key: value for key, value in now.items() if value != default[key]}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
@@ -49,8 +55,12 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
             default = fields[key].default_factory()
         if dataclasses.is_dataclass(default) and isinstance(value, dict):
             value = from_dict(type(default), value)
-        kwargs[key] = tuple(value) if isinstance(value, list) else value
+        kwargs[key] = _tuples(value)
     return cls(**kwargs)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def fingerprint(values: Any) -> str:

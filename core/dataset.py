@@ -50,8 +50,9 @@ def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
     """Refuse what cannot be trained on.
 
     Raises: DataError naming `name`, the key and the first bad row: no transitions, NaN or infinity, a dtype other
-        than float32 (uint8 for pixels, i32 for discrete actions), shapes that do not belong together or to `spec`,
-        actions outside [-1, 1].
+        than float32 (uint8 for pixels, i32 for discrete actions), shapes that do not belong together or to `spec`
+        (single frames and single actions: histories and chunks are put together when sampling), actions outside
+        [-1, 1] or the task's numbers.
     """
 
     def refuse(key: str, problem: str):
@@ -65,9 +66,10 @@ def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
             refuse(key, f"{len(getattr(dataset, key))} rows, but 'state' has {rows}")
     pixels = dataset.state.ndim == 4
     discrete = dataset.action.ndim == 1
+    single = spec and (() if spec.num_actions else (spec.action_dim,))
     wanted = {
-        "state": ("uint8" if pixels else "float32", spec and spec.obs_shape),
-        "action": ("int32" if discrete else "float32", spec and spec.action_shape),
+        "state": ("uint8" if pixels else "float32", spec and spec.frame_shape),
+        "action": ("int32" if discrete else "float32", single),
         "reward": ("float32", ()),
         "terminated": ("bool", ()),
     }
@@ -81,15 +83,19 @@ def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
             bad = np.flatnonzero(~np.isfinite(array).reshape(rows, -1).all(1))
             if len(bad):
                 refuse(key, f"row {bad[0]} is not finite ({len(bad)} such rows)")
-    if not discrete:
+    if discrete:
+        bad = np.flatnonzero((dataset.action < 0) | (dataset.action >= (spec.num_actions if spec else np.inf)))
+        if len(bad):
+            refuse("action", f"row {bad[0]} is {dataset.action[bad[0]]}, which is no action of the task")
+    else:
         bad = np.flatnonzero((np.abs(dataset.action) > 1 + 1e-6).reshape(rows, -1).any(1))
         if len(bad):
             refuse("action", f"row {bad[0]} leaves [-1, 1] ({len(bad)} such rows); scale actions to the box")
 
 
-def identity_norm(spec_or_width: int, action_dim: int) -> Norm:
-    """The normalisation that changes nothing."""
-    return Norm(*(np.full(n, v, np.float32) for n in (spec_or_width, action_dim) for v in (0, 1)))
+def identity_norm(width: int, action_dim: int) -> Norm:
+    """The normalisation that changes nothing, for states f32[..., width]."""
+    return Norm(*(np.full(n, v, np.float32) for n in (width, action_dim) for v in (0, 1)))
 
 
 def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

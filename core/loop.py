@@ -19,27 +19,32 @@ from core import sharding
 from core.algorithm import Algorithm
 from core.config import ConfigError
 from core.rng import streams
-from core.types import Array, Data, Metrics, PyTree, RunState, Start
+from core.types import Array, Data, Metrics, Norm, PyTree, RunState, Start
 
 
 def begin(algorithm: Algorithm, start: Start, seeds: Sequence[int]) -> RunState:
-    """The state of update 0 for every seed, by one jitted program."""
+    """The state of update 0 for every seed, by one jitted program.
+
+    Args: start: its `parent` leads with the seeds; each starts from its own.
+    """
 
     @jax.jit
-    def init(seeds: Array) -> RunState:
-        def one(seed: Array) -> RunState:
+    def init(seeds: Array, norm: Norm, parent: PyTree) -> RunState:
+        def one(of_seed: tuple[Array, PyTree]) -> RunState:
+            seed, parent = of_seed
             keys = streams(jax.random.key(seed), "init", "run")
-            return RunState(algorithm.init(keys.init, start), (), (), keys.run, jnp.int32(0), jnp.bool_(False))
+            algo = algorithm.init(keys.init, Start(norm, start.num_envs, parent))
+            return RunState(algo, (), (), keys.run, jnp.int32(0), jnp.bool_(False))
 
-        return jax.lax.map(one, seeds)
+        return jax.lax.map(one, (seeds, parent))
 
-    return init(jnp.asarray(seeds, jnp.uint32))
+    return init(jnp.asarray(seeds, jnp.uint32), start.norm, start.parent)
 
 
 def _finite(tree: PyTree) -> Array:
     """bool[]: every float in the tree is finite."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(x).all() for x in floats]).all()
+    return jnp.array([jnp.isfinite(x).all() for x in floats], bool).all()
 
 
 def epoch(
@@ -57,14 +62,16 @@ def epoch(
         def update(run: RunState, _):
             keys = streams(jax.random.fold_in(run.key, run.step), "sample", "update")
             batch = algorithm.sample(data, keys.sample)
-            batch = sharding.split_batch(batch, mesh) if mesh and mesh.shape["data"] > 1 else batch
+            batch = sharding.split_batch(batch, data, mesh) if mesh else batch
             algo, metrics = algorithm.update(run.algo, batch, keys.update)
             return run._replace(algo=algo, step=run.step + 1), metrics
 
         after, metrics = jax.lax.scan(update, run, None, updates)
         failed = run.failed | ~_finite(after.algo)
-        kept = jax.tree.map(lambda new, old: jnp.where(failed, old, new), after, run)
-        return kept._replace(failed=failed), jax.tree.map(jnp.nanmean, metrics)
+        algo, step = jax.tree.map(
+            lambda new, old: jnp.where(failed, old, new), (after.algo, after.step), (run.algo, run.step)
+        )
+        return after._replace(algo=algo, step=step, failed=failed), jax.tree.map(jnp.nanmean, metrics)
 
     def every_seed(run: RunState, data: Data) -> tuple[RunState, Metrics]:
         if run.step.shape[0] > 1:
@@ -99,24 +106,30 @@ class Report(NamedTuple):
     seconds: float  # that it took
 
 
-def offline(program: Program, run: RunState, data: Data, updates: int) -> Iterator[Report]:
-    """Train to `updates` in epochs; what happens between them (logs, evaluation, checkpoints) is the caller's.
+class Diverged(RuntimeError):
+    """No seed is left that could train."""
 
-    Raises: ConfigError when what is left is not a whole number of epochs, or when every seed has failed.
+
+def offline(program: Program, run: RunState, data: Data, step: int, updates: int) -> Iterator[Report]:
+    """Train from `step` to `updates` in epochs; what happens between them (logs, evaluation, checkpoints) is the
+    caller's.
+
+    Raises: ConfigError when what is left is not a whole number of epochs; Diverged when every seed has failed.
     """
-    step = int(run.step.max())
     if (updates - step) % program.updates:
         raise ConfigError(
             f"{updates - step} updates are not a whole number of epochs of {program.updates}; change one of them"
         )
-    while step < updates:
+    while True:
+        if np.asarray(run.failed).all():
+            raise Diverged(
+                f"every seed turned non-finite by update {step}; the last finite states are kept. "
+                "Look at metrics.jsonl, then lower the learning rate or check the rewards' scale"
+            )
+        if step >= updates:
+            return
         began = time.perf_counter()
         run, metrics = program.epoch(run, data)
         metrics = jax.tree.map(np.asarray, metrics)
         step += program.updates
         yield Report(run, step, metrics, time.perf_counter() - began)
-        if np.asarray(run.failed).all():
-            raise ConfigError(
-                f"every seed turned non-finite by update {step}; its last finite state is kept. "
-                "Look at metrics.jsonl, then lower the learning rate or check the rewards' scale"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -57,35 +58,59 @@ class Lines:
             file.write("".join(json.dumps(_plain(row)) + "\n" for row in rows))
 
 
-def sink(kind: str, folder: Path, name: str):
-    """A function (row) that copies numbers to TensorBoard or Weights & Biases.
+SINKS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # kind -> the module that its extra installs
 
-    Raises: ConfigError naming the extra to install.
-    """
-    try:
-        if kind == "tensorboard":
-            from tensorboardX import SummaryWriter
 
-            writers: dict[int, Any] = {}
+def require_sink(kind: str) -> None:
+    """Raises: ConfigError naming the extra to install."""
+    if importlib.util.find_spec(SINKS[kind]) is None:
+        raise ConfigError(f"the sink '{kind}' needs its extra: make install EXTRAS=dev,{kind}")
 
-            def write(row: dict[str, Any]) -> None:
-                if row["seed"] not in writers:
-                    writers[row["seed"]] = SummaryWriter(str(folder / "tensorboard" / str(row["seed"])))
-                writer = writers[row["seed"]]
-                for key, value in row.items():
-                    if key not in ("step", "seed") and isinstance(value, float) and math.isfinite(value):
-                        writer.add_scalar(key, value, row["step"])
-                writer.flush()
 
-            return write
+class TensorBoard:
+    """Copies numbers into event files, one folder per seed."""
+
+    def __init__(self, folder: Path, name: str):
+        self._folder, self._writers = folder / "tensorboard", {}
+
+    def write(self, row: dict[str, Any]) -> None:
+        from tensorboardX import SummaryWriter
+
+        seed = str(row["seed"])
+        if seed not in self._writers:
+            self._writers[seed] = SummaryWriter(str(self._folder / seed))
+        for key, value in _numbers(row).items():
+            self._writers[seed].add_scalar(key, value, row["step"])
+        self._writers[seed].flush()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+class Wandb:
+    """Copies numbers to Weights & Biases, all seeds of a run into one."""
+
+    def __init__(self, folder: Path, name: str):
         import wandb
 
-        run = wandb.init(project="rheostat", name=name, dir=str(folder), resume="allow", id=name.replace("/", "-"))
-        return lambda row: run.log({f"seed{row['seed']}/{k}": v for k, v in row.items() if k not in ("step", "seed")})
-    except ImportError as error:
-        raise ConfigError(
-            f"the sink '{kind}' needs its extra: pip install 'rheostat[{kind}]', or make install EXTRAS=dev,{kind}"
-        ) from error
+        self._run = wandb.init(project="rheostat", name=name, id=name, dir=str(folder), resume="allow")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._run.log({f"seed {row['seed']}/{key}": v for key, v in _numbers(row).items()}, step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def sink(kind: str, folder: Path, name: str) -> TensorBoard | Wandb:
+    """Where rows are copied besides the JSON lines: `write(row)`, `close()`."""
+    require_sink(kind)
+    return {"tensorboard": TensorBoard, "wandb": Wandb}[kind](folder, name)
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 class Progress:
@@ -118,19 +143,21 @@ class Progress:
             self._live.update(self._bar, stage=name)
 
     def start_at(self, done: int) -> None:
-        """Begin counting speed here."""
+        """Begin counting here."""
         self._offset = done
         self._began = time.monotonic()
 
-    def advance(self, done: int, note: str = "") -> None:
-        """Args: done: how many of the total; note: a few numbers worth seeing."""
+    def advance(self, done: int, note: str = "", speed: float | None = None) -> None:
+        """Args: done: how many of the total; note: a few numbers worth seeing; speed: per second of the work alone,
+        default all time since the start, by which the time left is reckoned."""
         now = time.monotonic()
-        speed = (done - self._offset) / max(now - self._began, 1e-9)
+        pace = (done - self._offset) / max(now - self._began, 1e-9)
+        speed = pace if speed is None else speed
         if self._live:
             self._live.update(self._bar, completed=done, speed=f"{speed:,.0f}/s", note=note)
         elif now - self._said > 10 or done >= self.total or note != self._note:
             self._said, self._note = now, note
-            left = (self.total - done) / max(speed, 1e-9)
+            left = (self.total - done) / max(pace, 1e-9)
             self._print(f"{done:>9,}/{self.total:,} {self.unit}  {speed:,.0f}/s  {left:,.0f} s left  {note}")
 
     def say(self, text: str) -> None:

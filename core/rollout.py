@@ -48,8 +48,11 @@ class JaxBatch:
             None (0) to draw one per episode.
         Returns: (BatchState, Observation [B]).
         """
+        tasks = [] if task is None or isinstance(task, jax.core.Tracer) else np.ravel(task)
+        if any(not 0 <= t <= self.spec.num_tasks for t in tasks):
+            raise ValueError(f"{self.spec.name} has tasks 1 to {self.spec.num_tasks}, not {list(map(int, tasks))}")
         slots = jnp.arange(self.num_envs)
-        seeds = slot_seeds(seed, self.num_envs) if isinstance(seed, int | Sequence) else seed
+        seeds = seed if isinstance(seed, jax.Array) else slot_seeds(seed, self.num_envs)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         fixed = jnp.broadcast_to(jnp.asarray(0 if task is None else task, jnp.int32), slots.shape)
         episode = jnp.zeros_like(slots)
@@ -64,24 +67,24 @@ class JaxBatch:
         if jnp.shape(action) != (wanted := (self.num_envs, *self.spec.action_shape)):
             raise ValueError(f"{self.spec.name} takes actions {wanted}, not {jnp.shape(action)}")
 
-        def one(env, obs, key, episode, fixed_task, action, active):
+        def one(env, obs, key, episode, action, active):
             step_key = jax.random.fold_in(jax.random.fold_in(key, episode), obs.step + 1)
             moved, ts = self.env.step(env, action, step_key)
-            over = ts.terminated | ts.truncated
-            fresh, fresh_obs = self._begin(key, episode + 1, fixed_task)
-            env_next = _select(over, fresh, moved)
-            ts = ts._replace(obs=_select(over, fresh_obs, ts.final_obs))
-            idle = TimeStep(
-                obs, obs, jnp.zeros_like(ts.reward), jnp.zeros_like(active), jnp.zeros_like(active), ts.success * 0
-            )
-            ts = _select(active, ts, idle)
-            return _select(active, env_next, env), ts, jnp.where(active & over, episode + 1, episode)
+            none = jnp.zeros_like(active)
+            idle = TimeStep(obs, obs, ts.reward * 0, none, none, ts.success * 0)
+            return _select(active, moved, env), _select(active, ts, idle)
 
         active = jnp.ones(self.num_envs, bool) if active is None else active
-        env, ts, episode = jax.vmap(one)(
-            state.env, state.obs, state.key, state.episode, state.fixed_task, action, active
-        )
-        return state._replace(env=env, obs=ts.obs, episode=episode), ts
+        env, ts = jax.vmap(one)(state.env, state.obs, state.key, state.episode, action, active)
+        over = ts.terminated | ts.truncated
+        episode = state.episode + over
+
+        def renew(env, obs):
+            fresh = jax.vmap(self._begin)(state.key, episode, state.fixed_task)
+            return jax.vmap(_select)(over, fresh, (env, obs))
+
+        env, obs = jax.lax.cond(over.any(), renew, lambda env, obs: (env, obs), env, ts.final_obs)
+        return state._replace(env=env, obs=obs, episode=episode), ts._replace(obs=obs)
 
     def close(self) -> None:
         """Nothing to end; a host environment has workers."""
@@ -109,7 +112,7 @@ def remembering(act: Act, init_carry) -> Act:
 
 
 def _record(obs: Observation, out: ActOut, ts: TimeStep) -> Transition:
-    return Transition(obs, out.action, ts.reward, ts.final_obs, ts.terminated, ts.truncated, out.extras)
+    return Transition(obs, out.action, ts.reward, ts.final_obs, ts.terminated, ts.truncated, out.extras, ts.success)
 
 
 def rollout(act: Act, init_carry, batch: JaxBatch, length: int):
@@ -142,8 +145,9 @@ def host_rollout(act: Act, init_carry, env: HostEnv, length: int):
         records = []
         for t in range(length):
             out = policy(state, roll.obs, roll.carry, key, t)
-            ts = env.step(np.asarray(out.action))
-            records.append(_record(roll.obs, jax.tree.map(np.asarray, out), ts))
+            seen = ActOut(*jax.device_get((out.action, (), out.extras)))
+            ts = env.step(seen.action)
+            records.append(_record(roll.obs, seen, ts))
             roll = RolloutState((), ts.obs, out.carry)
         return roll, jax.tree.map(lambda *x: np.stack(x), *records)
 
@@ -190,6 +194,10 @@ class Evaluator:
         """Args: env: B slots when jitted (vmapped over policies), S * B slots on the host; episodes: n."""
         self.env, self.num_policies, self.episodes = env, num_policies, episodes
         self.jitted = isinstance(env, JaxBatch)
+        if episodes < 1 or (not self.jitted and env.num_envs % num_policies):
+            raise ConfigError(
+                f"{episodes} episodes in {env.num_envs} slots for {num_policies} policies: not whole numbers"
+            )
         self.slots = env.num_envs if self.jitted else env.num_envs // num_policies
         self._init_carry = init_carry
         acting = remembering(act, init_carry)
@@ -201,8 +209,10 @@ class Evaluator:
 
         Args: states [S, ...]; seeds: one per policy: an episode depends on it, on its slot and its number;
             task: one for all, one per slot, or None to draw one per episode.
-        Returns: Judged [S, B, n] in NumPy.
+        Returns: Judged [S, B, n] in NumPy; NaN for a policy whose actions were not finite.
         """
+        if len(seeds) != self.num_policies:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_policies} policies")
         tasks = np.broadcast_to(0 if task is None else task, self.slots).astype(np.int32)
         slots = np.array([slot_seeds(seed, self.slots) for seed in seeds], np.uint32)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
@@ -235,7 +245,8 @@ class Evaluator:
         """Count the step that led here, then act: one dispatch per step of the simulators."""
         tally = tally if ts is None else jax.vmap(lambda a, b: _tally(self.env.spec, a, b))(tally, ts)
         out = jax.vmap(self._policy, (0, 0, 0, 0, None))(states, obs, carry, keys, t)
-        return out.action, out.carry, tally, tally.count < self.episodes
+        sound = jnp.isfinite(out.action.astype(jnp.float32)).reshape(self.num_policies, -1).all(1)
+        return out.action, out.carry, tally, tally.count < self.episodes, sound
 
     def _on_host(self, states: PyTree, slots: np.ndarray, keys: Key, tasks: list[int] | None) -> Judged:
         num, shape = self.env.num_envs, (self.num_policies, self.slots)
@@ -245,10 +256,13 @@ class Evaluator:
 
         obs, ts, t = self.env.reset(slots.ravel().tolist(), tasks), None, 0
         carry, tally = jax.vmap(lambda _: self._begin())(jnp.arange(self.num_policies))
+        lost = np.zeros((self.num_policies, 1), bool)
         while True:
-            action, carry, tally, active = self._run(states, keys, split(obs), carry, tally, ts, t)
-            active = np.asarray(active).reshape(num)
+            action, carry, tally, active, sound = self._run(states, keys, split(obs), carry, tally, ts, t)
+            lost |= ~np.asarray(sound)[:, None]  # its simulators rest, the others go on
+            active = (np.asarray(active) & ~lost).reshape(num)
             if not active.any():
-                return tally.done
-            step = self.env.step(np.reshape(action, (num, *action.shape[2:])), active)
+                break
+            step = self.env.step(np.nan_to_num(np.reshape(action, (num, *action.shape[2:]))), active)
             obs, ts, t = step.obs, split(step), t + 1
+        return jax.tree.map(lambda x: np.where(lost[..., None], np.nan, x), tally.done)

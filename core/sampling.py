@@ -17,7 +17,7 @@ from core.types import Array, Key, Sampler
 
 def uniform(n: int) -> Sampler:
     """Every one of n transitions alike."""
-    return Sampler(np.ones(n, np.float32), np.arange(n, dtype=np.int32))
+    return Sampler(np.ones(n, np.float32), np.arange(n, dtype=np.int32), np.int32(n))
 
 
 def alias_table(weight: Array) -> Sampler:
@@ -33,6 +33,8 @@ def alias_table(weight: Array) -> Sampler:
     n = len(weight)
     mass = weight * (n / weight.sum())  # mean 1
     light, heavy = np.flatnonzero(mass < 1), np.flatnonzero(mass >= 1)
+    if not len(heavy):  # all equal, and rounded down
+        return uniform(n)
     keep, alias = np.minimum(mass, 1.0), np.arange(n)
     if len(light):
         lack = np.cumsum(1 - mass[light])  # what the light cells up to here have taken
@@ -44,11 +46,11 @@ def alias_table(weight: Array) -> Sampler:
         cell = heavy[dry]
         keep[cell] = np.clip(1 + spare[dry] - lack[first[dry]], 0, 1)
         alias[cell] = heavy[np.flatnonzero(dry) + 1]
-    return Sampler(keep.astype(np.float32), alias.astype(np.int32))
+    return Sampler(keep.astype(np.float32), alias.astype(np.int32), np.int32(n))
 
 
 def probabilities(sampler: Sampler) -> np.ndarray:
-    """f64[N] the probabilities that a table draws with."""
+    """f64[N] the probabilities that a full table draws with."""
     keep = np.asarray(sampler.keep, np.float64)
     return (keep + np.bincount(np.asarray(sampler.alias), 1 - keep, len(keep))) / len(keep)
 
@@ -56,6 +58,6 @@ def probabilities(sampler: Sampler) -> np.ndarray:
 def draw(sampler: Sampler, key: Key, shape: tuple[int, ...]) -> Array:
     """i32[shape] positions in 0..N-1, independent, with replacement."""
     cell_key, coin_key = jax.random.split(key)
-    cell = jax.random.randint(cell_key, shape, 0, sampler.keep.shape[0], jnp.int32)
+    cell = jax.random.randint(cell_key, shape, 0, sampler.size, jnp.int32)
     stay = jax.random.uniform(coin_key, shape) < sampler.keep[cell]
     return jnp.where(stay, cell, sampler.alias[cell])

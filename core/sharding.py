@@ -27,12 +27,17 @@ def place(run: RunState, data: Data, mesh: Mesh) -> tuple[RunState, Data]:
     return put(run, PartitionSpec("seed")), put(data, PartitionSpec())
 
 
-def split_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Inside jit: spread a batch [B, ...] over "data"; leaves whose first axis does not divide stay whole."""
+def split_batch(batch: PyTree, data: Data, mesh: Mesh) -> PyTree:
+    """Inside jit: spread a batch [B, ...] over "data".
+
+    What `sample` handed on from the data itself stays whole, and so do leaves whose first axis does not divide.
+    """
     parts = mesh.shape["data"]
+    whole = {id(leaf) for leaf in jax.tree.leaves(data)}
 
     def put(x):
-        spec = PartitionSpec("data") if x.ndim and x.shape[0] % parts == 0 else PartitionSpec()
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        if parts == 1 or id(x) in whole or not x.ndim or x.shape[0] % parts:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data")))
 
     return jax.tree.map(put, batch)

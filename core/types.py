@@ -27,10 +27,16 @@ class EnvSpec(NamedTuple):
     num_tasks: int = 1  # tasks are numbered from 1
     success: str = "last"  # an episode succeeded at its "last" step (OGBench) or at "any" step (Meta-World)
     chunk: int = 0  # H > 0: an action is a chunk f32[H, A]
+    history: int = 1  # L: obs_shape is that of L frames, joined along the last axis, the newest last
 
     @property
     def pixels(self) -> bool:
         return len(self.obs_shape) == 3
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one observation, as datasets keep them."""
+        return (*self.obs_shape[:-1], self.obs_shape[-1] // self.history)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -41,7 +47,7 @@ class EnvSpec(NamedTuple):
 
 class Observation(NamedTuple):
     state: Array  # f32[..., S] or uint8[..., H, W, C]
-    goal: Array  # f32[..., G]
+    goal: Array  # like the state where goals are states, else f32[..., G]
     reward: Array  # f32[...] of the step that led here, 0 at a reset
     step: Array  # i32[...] steps since the reset
 
@@ -64,7 +70,8 @@ class Transition(NamedTuple):
     next_obs: Observation
     terminated: Array
     truncated: Array
-    extras: PyTree = ()  # whatever `act` recorded; {"row": i32} when it came from a dataset
+    extras: PyTree = ()  # whatever `act` recorded; from a dataset {"row": i32, "weight": f32}
+    success: Array = ()  # f32, from a rollout
 
 
 class ActOut(NamedTuple):
@@ -82,8 +89,11 @@ class Norm(NamedTuple):
     action_scale: Array  # f32[A]
 
     def state(self, x: Array) -> Array:
-        """Normalised states; pixels (uint8) pass through, an encoder scales them."""
-        return x if x.dtype == "uint8" else (x - self.state_shift) / self.state_scale
+        """Normalised states [..., L * S], frame by frame; pixels (uint8) pass through, an encoder scales them."""
+        if x.dtype == "uint8":
+            return x
+        frames = x.reshape(*x.shape[:-1], -1, self.state_shift.shape[-1])
+        return ((frames - self.state_shift) / self.state_scale).reshape(x.shape)
 
     def action(self, x: Array) -> Array:
         return (x - self.action_shift) / self.action_scale
@@ -98,7 +108,7 @@ class Start(NamedTuple):
 
     norm: Norm
     num_envs: int = 1
-    parent: PyTree = None  # final state of the run named by --from
+    parent: PyTree = None  # final state of the run that this one starts from; leading axis: seeds
 
 
 class Sampler(NamedTuple):
@@ -106,6 +116,7 @@ class Sampler(NamedTuple):
 
     keep: Array  # f32[N] probability of staying in the drawn cell
     alias: Array  # i32[N] where to go otherwise
+    size: Array  # i32[] cells in use, from the first on: N for a dataset, what is filled for a replay
 
 
 class Dataset(NamedTuple):

@@ -127,7 +127,10 @@ def collect(
     finally:
         if pool:
             pool.close()
-    blocks = [np.load(path, allow_pickle=False) for path in files]
+    blocks = []
+    for path in files:
+        with np.load(path, allow_pickle=False) as block:
+            blocks.append({key: block[key] for key in datasets.ARRAYS})
     arrays = {key: np.concatenate([block[key] for block in blocks]) for key in datasets.ARRAYS}
     card = datasets.write(out, arrays, {"task": recipe.task, "recipe": asdict(recipe), **made})
     shutil.rmtree(parts)

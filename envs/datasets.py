@@ -101,9 +101,11 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 raise DataError(f"{path}: key '{missing[0]}' is missing; it has {', '.join(sorted(file.files))}")
             card = json.loads(str(file["card"]))
             arrays = {name: file[name] for name in ARRAYS}
+            if not isinstance(card, dict) or not {"task", "sha256"} <= set(card):
+                raise DataError(f"{path}: its card names no task and hash; write it by envs.datasets.write")
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
         raise DataError(f"{path}: cannot be read, it is cut off or damaged ({error}). Make or copy it again") from error
     _check_lengths(arrays, str(path))
     if digest(arrays) != card.get("sha256"):
@@ -112,7 +114,10 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _check_lengths(arrays: dict[str, np.ndarray], name: str) -> None:
-    length, rows = arrays["length"], len(arrays["state"])
+    length, success = arrays["length"], arrays["success"]
+    if arrays["state"].ndim not in (2, 4):
+        raise DataError(f"{name}: key 'state': {arrays['state'].shape} is neither [M, S] nor [M, H, W, C]")
+    rows = len(arrays["state"])
     if length.ndim != 1 or length.dtype.kind not in "iu" or not len(length) or length.min() < 1:
         raise DataError(f"{name}: key 'length': it must list the transitions of each episode, each at least 1")
     if length.sum() + len(length) != rows:
@@ -120,6 +125,8 @@ def _check_lengths(arrays: dict[str, np.ndarray], name: str) -> None:
             f"{name}: key 'length': {len(length)} episodes need {length.sum() + len(length)} rows "
             f"(one more than their transitions), but 'state' has {rows}"
         )
+    if success.shape != length.shape or success.dtype != np.float32 or not np.isfinite(success).all():
+        raise DataError(f"{name}: key 'success': it must be a finite float32 for each of the {len(length)} episodes")
 
 
 def _index(arrays: dict[str, np.ndarray]) -> Dataset:

@@ -60,7 +60,7 @@ def chunk_spec(spec: EnvSpec, size: int) -> EnvSpec:
 
 
 def history_spec(spec: EnvSpec, length: int) -> EnvSpec:
-    return spec._replace(obs_shape=(*spec.obs_shape[:-1], length * spec.obs_shape[-1]))
+    return spec._replace(obs_shape=(*spec.obs_shape[:-1], length * spec.obs_shape[-1]), history=length)
 
 
 def require(action: Array, shape: tuple[int, ...]) -> None:

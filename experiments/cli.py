@@ -1,18 +1,9 @@
-"""The command `rheostat`.  Parsing imports no jax; each command imports what it needs when it runs."""
+"""The command `rheostat`: help at once, everything else by `experiments.commands`."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
-
-import tyro
-from tyro.conf import Positional
-
-from core.config import ConfigError, choose
-from envs.workers import WorkerError
-from experiments.runs import Stopped
 
 HELP = """\
 usage: rheostat COMMAND ...
@@ -27,153 +18,6 @@ usage: rheostat COMMAND ...
 Each command explains itself: rheostat COMMAND --help
 """
 
-TRAIN = """\
-usage: rheostat train ALGO TASK [options]
-
-algorithms: {algos}
-tasks:      rheostat list tasks
-options:    rheostat train ALGO TASK --help shows them all, with the preset's defaults
-
-example:
-  rheostat collect metaworld/push --episodes 100 --noise 0.5 --out data/push.npz
-  rheostat train td3_bc metaworld/push --data.path data/push.npz --seeds 0 1 2 3
-"""
-
-
-def _jax() -> None:
-    from core import compile_cache
-
-    compile_cache.enable()
-
-
-def train(args: list[str]) -> None:
-    import algos
-    from envs import registry
-    from experiments import options
-    from experiments.presets import preset
-
-    if len(args) < 2 or any(word.startswith("-") for word in args[:2]):
-        print(TRAIN.format(algos=", ".join(algos.names())))
-        if not {"-h", "--help"} & set(args):
-            raise ConfigError("train needs an algorithm and a task")
-        return
-    algo, task, *rest = args
-    choose("algorithm", algo, dict.fromkeys(algos.names()))
-    registry.check(task)
-    chosen = tyro.cli(
-        options.Train, args=rest, default=preset(algo, task), prog=f"rheostat train {algo} {task}",
-        description=f"Train {algo} on {task}.  The defaults are the preset's.",
-    )  # fmt: skip
-    options.check(chosen)
-    _jax()
-    from experiments.train import train
-
-    print(f"done: {train(algo, task, chosen)}")
-
-
-def resume(
-    run: Positional[Path],
-    step: int | None = None,
-    updates: int | None = None,
-) -> None:
-    """Go on with a run from its last checkpoint.
-
-    Args:
-        run: the run folder.
-        step: go on from this checkpoint instead; later ones are dropped.
-        updates: train to this many updates instead of those first planned.
-    """
-    _jax()
-    from experiments.train import resume
-
-    print(f"done: {resume(run, step, updates)}")
-
-
-def evaluate(
-    run: Positional[Path],
-    episodes: int = 100,
-    envs: int = 10,
-    seed: int = 2_000_000,
-    step: int | None = None,
-    best: bool = False,
-) -> None:
-    """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl.
-
-    Args:
-        run: the run folder.
-        episodes: episodes for each seed of the run.
-        envs: simulators for each seed, side by side.
-        seed: base of the episodes' seeds; other numbers than in training give fresh ones.
-        step: the checkpoint to judge; default the last.
-        best: judge the checkpoint with the best score in training.
-    """
-    _jax()
-    from experiments.evaluate import evaluate
-
-    evaluate(run, episodes, envs, seed, step, best)
-
-
-def collect(
-    task: Positional[str],
-    out: Path | None = None,
-    episodes: int = 100,
-    noise: float = 0.0,
-    seed: int = 0,
-    max_steps: int = 0,
-    workers: int = 0,
-) -> None:
-    """Make a dataset from the task's scripted expert.  A collection that was stopped goes on where it was.
-
-    Args:
-        task: suite/name, such as metaworld/push.
-        out: the file; default data/TASK-expert-NOISE.npz.
-        episodes: how many.
-        noise: standard deviation of Gaussian noise on the expert's actions, in units of the action box.
-        seed: base of the episodes' seeds; episode e depends on it and e only.
-        max_steps: shorter episodes than the task's own; 0 keeps those.
-        workers: processes; 0 for all cores.
-    """
-    from envs.collect import Recipe
-    from experiments.collect import collect
-
-    collect(Recipe(task, episodes, noise, seed, max_steps), out, workers)
-
-
-def listing(what: Positional[Literal["algos", "tasks", "datasets", "runs"]], root: Path | None = None) -> None:
-    """List algorithms, tasks, dataset files or runs.
-
-    Args:
-        what: what to list.
-        root: folder to look in; default data for datasets, runs for runs.
-    """
-    from experiments.listing import listing
-
-    listing(what, root)
-
-
-def tables(
-    runs: Positional[tuple[Path, ...]],
-    last: int = 3,
-    metric: Literal["return", "success"] = "return",
-    out: Path | None = None,
-) -> None:
-    """Final and last-k scores over seeds, one row per algorithm, task and configuration.
-
-    Args:
-        runs: run folders, or folders that hold some.
-        last: how many of the last evaluations the last-k score averages.
-        metric: which number.
-        out: folder for table.md and table.csv; default: print the Markdown only.
-    """
-    from experiments.tables import tables
-
-    print(tables(list(runs), last, metric, out))
-
-
-COMMANDS: dict[str, Callable] = {
-    "collect": collect, "train": train, "resume": resume, "eval": evaluate, "list": listing, "tables": tables
-}  # fmt: skip
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
@@ -181,25 +25,35 @@ def main(argv: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if args else 2
+    import tyro
+
+    from core.config import ConfigError, choose
+    from envs.render import RenderError
+    from envs.workers import WorkerError
+    from experiments import commands
+    from experiments.runs import Failed, Stopped
+
     try:
-        command = choose("command", args[0], COMMANDS)
-        if command is train:
-            train(args[1:])
-            return 0
-        tyro.cli(command, args=args[1:], prog=f"rheostat {args[0]}")
+        command = choose("command", args[0], commands.COMMANDS)
+        if command is commands.train:
+            commands.train(args[1:])
+        else:
+            tyro.cli(command, args=args[1:], prog=f"rheostat {args[0]}")
+        sys.stdout.flush()
         return 0
     except ConfigError as error:
-        print(f"rheostat: {error}", file=sys.stderr)
-        return 2
-    except WorkerError as error:
-        print(f"rheostat: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("rheostat: interrupted", file=sys.stderr)
-        return 130
+        code, said = 2, error
+    except (Failed, RenderError, WorkerError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader has gone, as in `rheostat list tasks | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        code, said = 1, error
     except Stopped as error:
-        print(f"rheostat: {error}", file=sys.stderr)
-        return 128 + error.number
+        code, said = error.code, error
+    except KeyboardInterrupt:
+        code, said = 130, "interrupted"
+    print(f"rheostat: {said}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import envs
+from core.config import ConfigError
 from core.rollout import remembering
 from experiments.evaluate import checkpoint
 
@@ -19,9 +20,11 @@ def record(folder: Path, out: Path, episodes: int = 2, seed: int = 3_000_000, si
     """Write an mp4 of the first seed's policy on fresh episodes; returns the number of frames.
 
     Args: every: primitive steps per frame.
-    Raises: envs.render.RenderError, which says what is missing, without a renderer.
+    Raises: envs.render.RenderError, which says what is missing, without a renderer; ConfigError for a jitted toy.
     """
     job, _, state = checkpoint(folder)
+    if job.jitted:
+        raise ConfigError(f"{job.run.task} has no camera")
     first = jax.tree.map(lambda x: x[0], state.algo)
     act = jax.jit(remembering(job.algorithm.act_eval, job.algorithm.init_carry))
     env = envs.make(job.run.task, 1, job.chosen.env)

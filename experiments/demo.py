@@ -71,6 +71,8 @@ def main() -> int:
     card = collect(RECIPE, data, workers)
     low, high = wilson(card["success"] * card["episodes"], card["episodes"])
     before = {"mean": card["success"], "low": low, "high": high, "episodes": card["episodes"]}
+    if not 0.3 <= card["success"] <= 0.7:
+        raise ConfigError(f"the demonstrations succeed in {card['success']:.0%}, outside 30 to 70 %: change the noise")
     print("\n2. Behaviour cloning on them", flush=True)
     bc = run("bc", data, workers)
     print("\n3. TD3+BC on them, with the same budget", flush=True)
@@ -106,10 +108,11 @@ def main() -> int:
     write_json(OUT / "summary.json", summary)
     print("\n" + "\n".join(lines))
     print(f"\n{summary['wall_s']:.0f} s.  Look at: {'  '.join(map(str, made))}")
+    command = os.path.relpath(Path(sys.executable).with_name("rheostat"))
     print("Try next:")
-    print(f"  rheostat eval {td3_bc} --episodes 100")
-    print(f"  rheostat train td3_bc {TASK} --data.path {data} --help")
-    print("  rheostat list tasks")
+    print(f"  {command} eval {td3_bc} --episodes 100")
+    print(f"  {command} train td3_bc {TASK} --data.path {data} --help")
+    print(f"  {command} list tasks")
     return 0
 
 

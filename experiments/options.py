@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from core.config import ConfigError, fingerprint, to_dict
+from core.config import ConfigError, changed, fingerprint
+from core.metrics import require_sink
 from envs.registry import Options
 
 
 @dataclass(frozen=True)
 class DataOptions:
     path: str = ""  # dataset file, as `rheostat collect` writes it
+    any_task: bool = False  # allow a dataset whose card names another task
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class EvalOptions:
     episodes: int = 20  # fresh episodes per seed
     envs: int = 10  # simulators per seed that play them side by side
     seed: int = 1_000_000  # base of the episodes' seeds
+    tasks: tuple[int, ...] = ()  # task numbers, dealt out to the simulators in turn; none: drawn per episode
 
 
 @dataclass(frozen=True)
@@ -33,33 +36,54 @@ class Train:
     seeds: tuple[int, ...] = (0,)  # trained side by side in one program
     updates: int = 100_000  # gradient updates per seed
     epoch: int = 1_000  # updates per jitted program; logs, evaluations and checkpoints fall between programs
-    save_every: int = 10_000  # updates between checkpoints; the last update is always saved
+    save_every: int = 10_000  # updates between checkpoints; evaluated and last updates are always saved
     keep: int = 2  # checkpoints kept besides the best
-    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()  # copies of the metrics: tensorboard, wandb
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()  # copies of the metrics
     out: str = "runs"  # where run folders are made
     name: str = ""  # name of the run folder; default: first digits of the configuration's fingerprint
 
 
-def check(train: Train) -> None:
+def check_evaluation(episodes: int, envs: int, seed: int, tasks: tuple[int, ...] = ()) -> None:
     """Raises: ConfigError for numbers that do not fit together."""
+    if episodes < 1 or envs < 1 or episodes % envs:
+        raise ConfigError(f"{episodes} episodes are not a multiple of {envs} simulators; each must play as many")
+    if tasks and envs % len(tasks):
+        raise ConfigError(f"{envs} simulators cannot be dealt out evenly to {len(tasks)} tasks")
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"the evaluation's seed {seed} must lie between 0 and 2^31")
+
+
+def check(train: Train) -> None:
+    """Raises: ConfigError for numbers that do not fit together, and for sinks that are not installed."""
     for name, every in (
         ("updates", train.updates), ("eval.every", train.eval.every), ("save-every", train.save_every)
     ):  # fmt: skip
         if train.epoch < 1 or every < 1 or every % train.epoch:
             raise ConfigError(f"--{name} {every} is not a whole number of epochs (--epoch {train.epoch})")
-    if train.eval.episodes < 1 or train.eval.envs < 1 or train.eval.episodes % train.eval.envs:
-        raise ConfigError(
-            f"--eval.episodes {train.eval.episodes} must be a multiple of --eval.envs {train.eval.envs}, "
-            "so that every simulator plays the same number"
-        )
-    if not train.seeds or len(set(train.seeds)) < len(train.seeds) or min(train.seeds) < 0:
-        raise ConfigError(f"--seeds {train.seeds} must be different non-negative numbers")
+    check_evaluation(train.eval.episodes, train.eval.envs, train.eval.seed, train.eval.tasks)
+    seeds = train.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**31:
+        raise ConfigError(f"--seeds {seeds} must be different numbers between 0 and 2^31")
+    if train.config.batch_size < 1 or train.keep < 1:
+        raise ConfigError(f"batch size {train.config.batch_size} and --keep {train.keep} must be at least 1")
+    if "/" in train.name or len(train.name) > 100:
+        raise ConfigError(f"--name {train.name[:120]} must be at most 100 characters without '/'")
+    for kind in train.sinks:
+        require_sink(kind)
     if not train.data.path:
         raise ConfigError("an offline algorithm needs --data.path FILE; `rheostat collect TASK` makes one")
 
 
-def identity(algo: str, task: str, train: Train, data_hash: str) -> str:
-    """Fingerprint of what determines the numbers: not where they are written, nor how long or how often."""
-    values = to_dict(train)
-    chosen = {key: values[key] for key in ("config", "env", "seeds")}
+def method(algo: str, task: str, train: Train, data_hash: str) -> str:
+    """Fingerprint of all that determines a seed's numbers: not where they are written, nor by how many processes.
+
+    Options at their defaults do not enter, so that an option which a later version adds changes no fingerprint.
+    """
+    env = replace(train.env, workers=0, host=False)
+    chosen = {"config": changed(train.config), "env": changed(env)}
     return fingerprint({"algo": algo, "task": task, "data": data_hash, **chosen})
+
+
+def identity(algo: str, task: str, train: Train, data_hash: str) -> str:
+    """Fingerprint of a run's state: its method and its seeds."""
+    return fingerprint({"method": method(algo, task, train, data_hash), "seeds": list(train.seeds)})

@@ -33,12 +33,19 @@ class Run(NamedTuple):
     train: Train
 
 
+class Failed(Exception):
+    """A run that could not finish; what it had is saved."""
+
+
 class Stopped(Exception):
     """A signal ended the run after its state was saved."""
 
     def __init__(self, number: int, folder: Path, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} at update {step}; go on: rheostat resume {folder}")
-        self.number = number
+        self.code = 128 + number
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} at update {step}, state saved, exit code {self.code}; go on: rheostat resume {folder}"
+        )
 
 
 def create(run: Run, meta: dict[str, Any]) -> None:
@@ -46,13 +53,14 @@ def create(run: Run, meta: dict[str, Any]) -> None:
 
     Raises: ConfigError, with the command that resumes it, when it exists.
     """
-    if (run.folder / "config.json").exists():
+    try:
+        run.folder.mkdir(parents=True)
+    except FileExistsError:
         state = status(run.folder).get("state", "unknown")
         raise ConfigError(
             f"the run {run.folder} exists (state: {state}). To go on with it: rheostat resume {run.folder}\n"
             "To run the same once more beside it, give another --name"
-        )
-    run.folder.mkdir(parents=True, exist_ok=True)
+        ) from None
     write_json(run.folder / "meta.json", meta)
     save(run)
 
@@ -100,6 +108,11 @@ def refuse_if_alive(folder: Path) -> None:
     except (ProcessLookupError, PermissionError):
         return
     raise ConfigError(f"{folder} is being trained by process {last['pid']}; wait for it or stop it first")
+
+
+def data_hash(folder: Path) -> str:
+    """SHA-256 of the data that a run was made with, from its meta.json."""
+    return json.loads((folder / "meta.json").read_text())["data"]["sha256"]
 
 
 def find(root: str | Path = "runs") -> list[Path]:

@@ -12,7 +12,7 @@ def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float
     p, shrink = successes / trials, 1 + z**2 / trials
     center = (p + z**2 / (2 * trials)) / shrink
     half = z * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2)) / shrink
-    return center - half, center + half
+    return max(center - half, 0.0), min(center + half, 1.0)
 
 
 def bootstrap(scores: np.ndarray, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:

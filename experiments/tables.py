@@ -14,24 +14,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.config import ConfigError, fingerprint, to_dict
+from core.config import ConfigError
 from core.metrics import read_lines
-from experiments import runs
+from experiments import options, runs
 
 
 class Row(NamedTuple):
     algo: str
     task: str
-    config: str  # run names that share the configuration
+    runs: str  # their names
     metric: str
     seeds: str  # seeds that have a final score / seeds that were started
-    step: int  # updates at the final evaluation
+    updates: int  # at the final evaluation
     episodes: int  # per seed and evaluation
     final: float
     final_se: float
     last: float
     last_se: float
-    k: int  # evaluations in "last"
+    k: int  # evaluations in "last": fewer than asked for where a run has fewer
 
 
 def mean_se(values: list[float]) -> tuple[float, float]:
@@ -43,32 +43,41 @@ def mean_se(values: list[float]) -> tuple[float, float]:
 
 
 def rows(folders: list[Path], k: int, metric: str) -> list[Row]:
-    """One row per group of runs that differ in their seeds and names only."""
-    groups: dict[tuple[str, str, str], list[runs.Run]] = defaultdict(list)
+    """One row per group of runs that differ in their seeds, names and machinery only.
+
+    Raises: ConfigError when there is no run, or when a group holds the same seed twice: it would be counted twice.
+    """
+    groups: dict[tuple, list[runs.Run]] = defaultdict(list)
     for folder in sorted({run for root in folders for run in runs.find(root)}):
         run = runs.load(folder)
-        same = {key: v for key, v in to_dict(run.train).items() if key not in ("seeds", "name", "out", "sinks", "keep")}
-        groups[run.algo, run.task, fingerprint(same)].append(run)
+        method = options.method(run.algo, run.task, run.train, runs.data_hash(folder))
+        groups[run.algo, run.task, method, run.train.updates, run.train.eval].append(run)
     if not groups:
         raise ConfigError(f"no runs below {', '.join(map(str, folders))}; a run folder has a config.json")
-    table = []
-    for (algo, task, _), members in sorted(groups.items()):
-        final, last, steps, episodes, started = [], [], 0, 0, 0
-        for run in members:
-            curves = defaultdict(list)
-            for row in read_lines(run.folder / "eval.jsonl"):
-                curves[row["seed"]].append(row)
-            started += len(run.train.seeds)
-            for curve in curves.values():
-                if curve[-1]["failed"] or curve[-1]["step"] < run.train.updates:
-                    continue
-                final.append(curve[-1][metric])
-                last.append(float(np.mean([row[metric] for row in curve[-k:]])))
-                steps, episodes = curve[-1]["step"], curve[-1]["episodes"]
-        names = ", ".join(run.folder.name for run in members)
-        counted = f"{len(final)}/{started}"
-        table.append(Row(algo, task, names, metric, counted, steps, episodes, *mean_se(final), *mean_se(last), k))
-    return table
+    return [_row(members, k, metric) for _, members in sorted(groups.items(), key=lambda item: str(item[0]))]
+
+
+def _row(members: list[runs.Run], k: int, metric: str) -> Row:
+    final, last, used, started = [], [], k, {}
+    for run in members:
+        for seed in run.train.seeds:
+            if seed in started:
+                raise ConfigError(f"seed {seed} is in {started[seed]} and in {run.folder}: name one of them only")
+            started[seed] = run.folder
+        curves = defaultdict(list)
+        for row in read_lines(run.folder / "eval.jsonl"):
+            curves[row["seed"]].append(row)
+        for curve in curves.values():
+            if curve[-1]["failed"] or curve[-1]["step"] < run.train.updates:
+                continue
+            final.append(curve[-1][metric])
+            last.append(float(np.mean([row[metric] for row in curve[-k:]])))
+            used = min(used, len(curve))
+    first = members[0]
+    return Row(
+        first.algo, first.task, ", ".join(run.folder.name for run in members), metric, f"{len(final)}/{len(started)}",
+        first.train.updates, first.train.eval.episodes, *mean_se(final), *mean_se(last), used,
+    )  # fmt: skip
 
 
 def _score(mean: float, error: float, metric: str) -> str:
@@ -79,13 +88,13 @@ def _score(mean: float, error: float, metric: str) -> str:
 
 
 def markdown(table: list[Row]) -> str:
-    k, metric = table[0].k, table[0].metric
-    head = f"| algorithm | task | runs | seeds | updates | episodes | {metric}, final | {metric}, mean of last {k} |"
+    metric = table[0].metric
+    head = f"| algorithm | task | runs | seeds | updates | episodes | {metric}, final | {metric}, mean of last k |"
     lines = [head, "|" + " --- |" * 8]
     for r in table:
         lines.append(
-            f"| {r.algo} | {r.task} | {r.config} | {r.seeds} | {r.step:,} | {r.episodes} | "
-            f"{_score(r.final, r.final_se, metric)} | {_score(r.last, r.last_se, metric)} |"
+            f"| {r.algo} | {r.task} | {r.runs} | {r.seeds} | {r.updates:,} | {r.episodes} | "
+            f"{_score(r.final, r.final_se, metric)} | {_score(r.last, r.last_se, metric)} (k = {r.k}) |"
         )
     note = "Mean ± standard error over seeds; seeds: finished / started; episodes: per seed and evaluation."
     return "\n".join([*lines, "", note])

@@ -30,7 +30,10 @@ def test_round_trip_keeps_every_bit(tmp_path):
 def test_last_two_and_best_stay(tmp_path):
     kept = Checkpoints(tmp_path / "ckpt", keep=2)
     for step, score in [(1, 0.5), (2, 9.0), (3, None), (4, 1.0), (5, 2.0)]:
-        kept.save(step, tree(step), "config", score)
+        kept.save(step, tree(step), "config")
+        if score is not None:
+            kept.score(step, score)
+    kept.score(5, float("nan"))  # no score at all
     assert kept.steps() == [2, 4, 5]
     assert kept.best() == 2
     kept.drop_after(4)
@@ -62,7 +65,7 @@ def test_cut_off_is_refused(tmp_path):
     for path in (tmp_path / "ckpt" / "000000001" / "meta").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="No older one is left"):
+    with pytest.raises(CheckpointError, match="no older one is whole"):
         kept.restore(tree(0), "config")
 
 

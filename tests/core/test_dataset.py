@@ -1,5 +1,6 @@
 """Rows, windows, statistics and refusals of datasets."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +38,36 @@ def test_transitions_never_cross_an_episode():
     np.testing.assert_array_equal(t.terminated, [0, 1, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(t.truncated, [0, 0, 1, 0, 0, 0, 1])
     assert t.obs.goal.shape == (7, 0)
+
+
+def test_histories_repeat_the_first_frame():
+    data = small()
+    t = batch_of(data, [0, 1, 3, 7], history=3)
+    frames = np.stack([data.state[[0, 0, 0]], data.state[[0, 0, 1]], data.state[[3, 3, 3]], data.state[[5, 6, 7]]])
+    np.testing.assert_array_equal(t.obs.state, frames.reshape(4, 6))
+    after = np.stack([data.state[[0, 0, 1]], data.state[[0, 1, 2]], data.state[[3, 3, 4]], data.state[[6, 7, 8]]])
+    np.testing.assert_array_equal(t.next_obs.state, after.reshape(4, 6))
+    norm = ds.norm(data, "standard")
+    np.testing.assert_allclose(norm.state(t.obs.state)[:, 4:], norm.state(t.obs.state[:, 4:]))
+
+
+def test_histories_of_pixels_join_channels():
+    image = np.arange(3 * 2 * 2 * 1, dtype=np.uint8).reshape(3, 2, 2, 1)
+    data = small()._replace(state=np.concatenate([image] * 4)[:10])
+    t = batch_of(data, [1], history=2)
+    np.testing.assert_array_equal(t.obs.state[0], np.concatenate([data.state[0], data.state[1]], -1))
+
+
+def batch_of(data, rows, history):
+    return batches.transitions(jax.tree.map(jnp.asarray, data), jnp.asarray(rows), history)
+
+
+def test_loss_weights_come_with_their_transitions():
+    data = small()
+    on_device = batches.data(data, ds.norm(data), loss_weight=np.arange(7, dtype=np.float32))
+    t = batches.sampled(64)(on_device, jax.random.key(0))
+    assert len(set(np.asarray(t.extras["row"]))) == 7
+    np.testing.assert_array_equal(data.row[t.extras["weight"].astype(int)], t.extras["row"])
 
 
 def test_windows_stay_inside():
@@ -95,6 +126,14 @@ WIDE[4] = 1.5
 def test_what_cannot_be_trained_on_is_refused(key, value, message):
     with pytest.raises(ds.DataError, match=message):
         ds.check(broken(key, value), "file.npz")
+
+
+def test_discrete_actions_outside_the_task_are_refused():
+    data = small()._replace(action=np.r_[np.zeros(9, np.int32), np.int32(4)])
+    spec = EnvSpec("four", (2,), 0, num_actions=4)
+    with pytest.raises(ds.DataError, match="key 'action': row 9 is 4, which is no action"):
+        ds.check(data, "file.npz", spec)
+    ds.check(data, "file.npz", spec._replace(num_actions=5))
 
 
 def test_wrong_task_is_refused():

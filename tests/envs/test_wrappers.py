@@ -125,7 +125,7 @@ def test_specs_agree(options, action_shape, obs_shape):
     assert host.num_envs == B
     assert host.spec == wrap_jax(env, options).spec
     assert (host.spec.action_shape, host.spec.obs_shape) == (action_shape, obs_shape)
-    assert host.spec._replace(chunk=0, obs_shape=(2,)) == env.spec
+    assert host.spec._replace(chunk=0, history=1, obs_shape=(2,)) == env.spec
     assert toys.make("pixels", 1, Options(history=2)).spec.obs_shape == (12, 12, 6)
     assert toys.make("frozenlake", 1, Options(chunk=3)).spec.action_shape == (3,)
 

@@ -3,19 +3,22 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import algos
+from core import loop
 from core.checkpoint import Checkpoints
 from core.metrics import read_lines
-from experiments import runs
+from experiments import runs, tables
 from experiments.cli import main
 
 SMALL = [
@@ -82,9 +85,11 @@ def test_resuming_compiles_nothing_that_the_cache_holds():
     assert hits > 5
 
 
-def test_killed_and_resumed_equals_never_killed(match_file, tmp_path, straight):
-    command = arguments(match_file, tmp_path, "--seeds", "0", "1", "--name", "run")
-    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+def test_killed_and_resumed_equals_never_killed(match_file, tmp_path):
+    longer = ["--seeds", "0", "1", "--updates", "600", "--eval.every", "300", "--name"]
+    assert main(arguments(match_file, tmp_path, *longer, "straight")) == 0
+    straight, folder = (tmp_path / "td3_bc" / "toy/match" / name for name in ("straight", "run"))
+    command = arguments(match_file, tmp_path, *longer, "run")
     process = subprocess.Popen([sys.executable, "-m", "experiments.cli", *command], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not Checkpoints(folder / "ckpt").steps() and process.poll() is None and time.monotonic() < deadline:
@@ -93,7 +98,7 @@ def test_killed_and_resumed_equals_never_killed(match_file, tmp_path, straight):
     assert process.wait() == -signal.SIGKILL
     before = Checkpoints(folder / "ckpt").steps()
     assert before
-    assert before[-1] < 120
+    assert before[-1] < 600
     assert main(["resume", str(folder)]) == 0
     assert final(folder)["digest"] == final(straight)["digest"]
     for name in ("metrics.jsonl", "eval.jsonl"):
@@ -144,18 +149,112 @@ def test_unknown_names_are_refused_with_the_nearest(match_file, tmp_path, capsys
 
 def test_bad_numbers_and_files_are_refused_before_training(match_file, tmp_path, capsys):
     assert "whole number of epochs" in refused(capsys, *arguments(match_file, tmp_path, "--updates", "130"))
-    assert "multiple of --eval.envs" in refused(capsys, *arguments(match_file, tmp_path, "--eval.episodes", "5"))
+    assert "not a multiple of 2 simulators" in refused(capsys, *arguments(match_file, tmp_path, "--eval.episodes", "5"))
     assert "no such dataset" in refused(capsys, *arguments(tmp_path / "no.npz", tmp_path))
     cut = tmp_path / "cut.npz"
     cut.write_bytes(Path(match_file).read_bytes()[:2000])
     assert f"{cut}: cannot be read" in refused(capsys, *arguments(cut, tmp_path))
-    assert "single-task" in refused(capsys, "train", "td3_bc", "toy/pointmaze", "--data.path", match_file)
+    any_task = ["--data.path", match_file, "--data.any-task", "--out", tmp_path]
+    assert "single-task" in refused(capsys, "train", "td3_bc", "toy/pointmaze", *any_task)
+    assert "made on toy/match, not on toy/pointmass" in refused(capsys, "train", "bc", "toy/pointmass", *any_task[:2])
+    assert "rows of shape (2,)" in refused(capsys, "train", "bc", "toy/pointmass", *any_task)
+    assert "without chunks" in refused(capsys, *arguments(match_file, tmp_path, "--env.chunk", "4"))
+    assert "batch size 0" in refused(capsys, *arguments(match_file, tmp_path, "--config.batch-size", "0"))
+    assert "between 0 and 2^31" in refused(capsys, *arguments(match_file, tmp_path, "--seeds", "4294967296"))
+    assert "unknown" in refused(capsys, *arguments(match_file, tmp_path, "--config.weights", "torchy"))
+    assert "tasks 1 to 1" in refused(capsys, *arguments(match_file, tmp_path, "--eval.tasks", "2"))
     assert not list(tmp_path.rglob("config.json"))
 
 
-def test_a_checkpoint_of_another_config_is_refused(straight, tmp_path, capsys):
-    import shutil
+def test_histories_train(match_file, tmp_path):
+    assert main(arguments(match_file, tmp_path, "--env.history", "2", "--updates", "60", "--name", "run")) == 0
 
+
+def test_a_failed_seed_is_marked_and_the_others_finish(match_file, tmp_path, monkeypatch):
+    """A seed whose actor starts as NaN: frozen, marked everywhere, not counted."""
+    begin = loop.begin
+
+    def poisoned(algorithm, start, seeds):
+        run = begin(algorithm, start, seeds)
+        params = jax.tree.map(lambda x: x.at[1].set(jax.numpy.nan), run.algo.actor.params)
+        return run._replace(algo=run.algo._replace(actor=run.algo.actor._replace(params=params)))
+
+    monkeypatch.setattr(loop, "begin", poisoned)
+    assert main(arguments(match_file, tmp_path, "--seeds", "0", "1", "2", "--name", "run")) == 0
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    assert runs.status(folder)["failed_seeds"] == [1]
+    last = {row["seed"]: row for row in read_lines(folder / "eval.jsonl")}
+    assert [last[seed]["failed"] for seed in (0, 1, 2)] == [False, True, False]
+    (row,) = tables.rows([folder], 1, "return")
+    assert row.seeds == "2/3"
+
+
+def test_all_seeds_failed_is_exit_1_and_stays_so(match_file, tmp_path, capsys):
+    command = arguments(
+        match_file, tmp_path, "--config.critic-lr", "1e30", "--config.actor-lr", "1e30", "--name", "run"
+    )
+    assert main(command) == 1
+    assert "every seed turned non-finite by update 20" in capsys.readouterr().err
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    status = runs.status(folder)
+    assert (status["state"], status["step"], status["failed_seeds"]) == ("failed", 20, [0])
+    assert main(["resume", str(folder)]) == 1
+    assert len(read_lines(folder / "metrics.jsonl")) == 1
+
+
+def test_a_run_folder_can_be_moved_and_judged_without_its_data(straight, tmp_path, capsys):
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(straight, folder)
+    values = json.loads((folder / "config.json").read_text())
+    values["data"]["path"] = "gone.npz"
+    (folder / "config.json").write_text(json.dumps(values))
+    assert main(["eval", str(folder), "--episodes", "2", "--envs", "2", "--best"]) == 0
+    assert "gone.npz: no such dataset" in refused(capsys, "resume", folder, "--updates", 240)
+
+
+def test_resuming_at_an_older_step_drops_the_later_ones(straight, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    older = Checkpoints(folder / "ckpt").steps()[-2]
+    assert main(["resume", str(folder), "--step", str(older)]) == 0
+    assert final(folder)["digest"] == final(straight)["digest"]
+    assert untimed(folder) == untimed(straight)
+
+
+def test_an_evaluation_that_a_stop_skipped_is_made_up_for(straight, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    kept = Checkpoints(folder / "ckpt")
+    if 60 not in kept.steps():
+        pytest.skip("the best was another one")
+    rows = [row for row in read_lines(folder / "eval.jsonl") if row["step"] > 60]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["resume", str(folder), "--step", "60"]) == 0
+    assert untimed(folder, "eval.jsonl") == untimed(straight, "eval.jsonl")
+
+
+def test_ctrl_c_in_process_saves(match_file, tmp_path):
+    """The handler is in force while training: a signal between epochs ends the run with its state saved."""
+    from experiments.train import _Live
+
+    seen = _Live._between
+
+    def interrupt(self, report):
+        if report.step == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+        seen(self, report)
+
+    command = arguments(match_file, tmp_path, "--name", "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Live, "_between", interrupt)
+        assert main(command) == 128 + signal.SIGINT
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    assert runs.status(folder)["state"] == "stopped"
+    assert Checkpoints(folder / "ckpt").steps()[-1] == 40
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_of_another_config_is_refused(straight, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
     values = json.loads((folder / "config.json").read_text())
@@ -165,8 +264,6 @@ def test_a_checkpoint_of_another_config_is_refused(straight, tmp_path, capsys):
 
 
 def test_a_run_can_be_trained_longer(straight, tmp_path, match_file):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
     assert main(["resume", str(folder), "--updates", "180"]) == 0
@@ -175,13 +272,17 @@ def test_a_run_can_be_trained_longer(straight, tmp_path, match_file):
 
 
 def test_a_live_run_is_not_resumed_twice(straight, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
     status = {**runs.status(folder), "state": "running", "pid": os.getppid()}
     (folder / "status.json").write_text(json.dumps(status))
     assert f"process {os.getppid()}" in refused(capsys, "resume", folder, "--updates", 240)
+
+
+def test_the_same_seed_is_not_counted_twice(straight, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path / "a")
+    shutil.copytree(straight, tmp_path / "b")
+    assert "seed 0 is in" in refused(capsys, "tables", tmp_path)
 
 
 def test_eval_and_tables(straight, tmp_path, capsys):
@@ -200,10 +301,6 @@ def test_eval_and_tables(straight, tmp_path, capsys):
 
 
 def test_failed_and_missing_seeds_are_counted(straight, tmp_path):
-    import shutil
-
-    from experiments import tables
-
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     rows = read_lines(folder / "eval.jsonl")
