@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
+import zlib
 from pathlib import Path
 
 
 def folder() -> Path:
-    """$RHEOSTAT_CACHE/jax, or the user's cache folder."""
+    """Below $RHEOSTAT_CACHE or the user's cache folder, one per kind of processor: a cluster's nodes share a home."""
     base = os.environ.get("RHEOSTAT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "rheostat"
-    return Path(base).expanduser() / "jax"
+    info = Path("/proc/cpuinfo")
+    flags = [line for line in info.read_text().splitlines() if line.startswith("flags")][:1] if info.exists() else []
+    kind = f"{platform.machine()}-{zlib.crc32(repr(flags).encode()):08x}"
+    return Path(base).expanduser() / "jax" / kind
 
 
 def enable() -> None:

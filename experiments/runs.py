@@ -112,7 +112,10 @@ def refuse_if_alive(folder: Path) -> None:
 
 def data_hash(folder: Path) -> str:
     """SHA-256 of the data that a run was made with, from its meta.json."""
-    return json.loads((folder / "meta.json").read_text())["data"]["sha256"]
+    try:
+        return json.loads((folder / "meta.json").read_text())["data"]["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder / 'meta.json'} is missing or damaged ({error}); restore it") from None
 
 
 def find(root: str | Path = "runs") -> list[Path]:
@@ -126,17 +129,18 @@ def now() -> str:
 
 def provenance() -> dict[str, Any]:
     """Commit, versions, machine: what someone needs to run it again."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
+    ours = git("rev-parse", "--show-toplevel") == str(here)  # not a repository that we are installed in
     return {
         "time": now(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD"),
-        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git("rev-parse", "HEAD") if ours else None,
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no")) if ours else None,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},

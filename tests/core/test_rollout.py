@@ -80,6 +80,15 @@ def test_rewards_and_steps_of_observations(both):
     np.testing.assert_array_equal(t.next_obs.reward, t.reward)
 
 
+def test_no_key_is_used_twice():
+    batch = envs.make("toy/match", 2)
+    with jax.debug_key_reuse(True):
+        env, obs = jax.jit(batch.reset)(np.array([3, 4], np.uint32))
+        start = RolloutState(env, obs, CARRY(2))
+        jax.jit(rollout(act, CARRY, batch, 12))(jnp.float32(0.5), start, jax.random.key(1))
+        Evaluator(act, CARRY, batch, 1, 1)(jnp.ones((1,)), [3])
+
+
 def constant(state, obs, carry, key):
     return ActOut(jnp.broadcast_to(state, (obs.state.shape[0], 2)), carry)
 

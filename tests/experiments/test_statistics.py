@@ -11,10 +11,10 @@ from experiments.tables import mean_se
 
 
 def test_wilson_solves_its_quadratic():
-    """The ends are where |p_hat - p| = z sqrt(p (1 - p) / n)."""
+    """The ends are where (p_hat - p)^2 = z^2 p (1 - p) / n."""
     for successes, n in [(0, 10), (3, 10), (50, 100), (100, 100)]:
         for p in wilson(successes, n):
-            assert abs(successes / n - p) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / n), abs=1e-9)
+            assert (successes / n - p) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / n, abs=1e-12)
 
 
 def test_bootstrap_of_equal_episodes_redraws_seeds():
