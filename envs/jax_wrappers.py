@@ -13,7 +13,7 @@ from core.env import JaxEnv
 from core.rng import streams
 from core.types import Array, EnvSpec, Key, Observation, PyTree, TimeStep
 from envs.registry import Options
-from envs.wrappers import NOISE, check, chunk_spec, history_spec
+from envs.wrappers import NOISE, check, chunk_spec, history_spec, layers
 
 
 def wrap_jax(env: JaxEnv, options: Options) -> JaxEnv:
@@ -24,15 +24,7 @@ def wrap_jax(env: JaxEnv, options: Options) -> JaxEnv:
     check(options, env.spec)
     if options.max_steps:
         env = TimeLimit(env, options.max_steps)
-    if options.end_at_success:
-        env = EndAtSuccess(env)
-    if options.noise:
-        env = ActionNoise(env, options.noise, options.noise_kind)
-    if options.history > 1:
-        env = History(env, options.history)
-    if options.chunk:
-        env = Chunk(env, options.chunk)
-    return env
+    return layers(env, options, EndAtSuccess, ActionNoise, History, Chunk)
 
 
 class Wrapper:

@@ -44,14 +44,19 @@ def wrap_host(env: HostEnv, options: Options) -> HostEnv:
     Raises: ConfigError.
     """
     check(options, env.spec)
+    return layers(env, options, EndAtSuccess, ActionNoise, History, Chunk)
+
+
+def layers(env, options: Options, end_at_success, action_noise, history, chunk):
+    """The order of the wrappers, for either form of them."""
     if options.end_at_success:
-        env = EndAtSuccess(env)
+        env = end_at_success(env)
     if options.noise:
-        env = ActionNoise(env, options.noise, options.noise_kind)
+        env = action_noise(env, options.noise, options.noise_kind)
     if options.history > 1:
-        env = History(env, options.history)
+        env = history(env, options.history)
     if options.chunk:
-        env = Chunk(env, options.chunk)
+        env = chunk(env, options.chunk)
     return env
 
 

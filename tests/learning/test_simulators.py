@@ -1,7 +1,8 @@
 """TD3+BC learns on the real simulators, from data that a simple behaviour makes on the spot.
 
-Each test plays episodes in MuJoCo, OGBench or Meta-World, trains on them with three seeds side by side, and asks every
-seed to do better than the behaviour did; a failure prints all scores.  Networks are smaller than the paper's, for time.
+Each test plays episodes in MuJoCo or OGBench, trains on them with three seeds side by side, and asks every seed to do
+better than the behaviour and than cloning it; all scores are printed (`pytest -s`), also by a failure.  Networks and
+budgets are smaller than the paper's, for time.  Meta-World is `make demo`.
 """
 
 import json
@@ -16,10 +17,8 @@ import algos
 import envs
 from core.seeds import derive
 from envs import datasets
-from envs.collect import Recipe
 from envs.host import HostVector
 from envs.registry import Options
-from experiments.collect import collect
 from experiments.options import DataOptions, EvalOptions, Train
 from experiments.train import train
 
@@ -84,29 +83,23 @@ def compare(key: str, before: float, bc: Scores, td3_bc: Scores) -> str:
     return line
 
 
-# Feedback to (x, angle 1, angle 2, and their rates) of the cart with two poles: the linear-quadratic regulator at the
-# upright position, state costs 1, 1, 1, 0.1, 0.1, 0.1 and control cost 1.
-REGULATOR = np.array([-0.23, -1.55, -4.93, -0.31, -0.80, -0.76])
-
-
-def weak_regulator(rng: np.random.Generator) -> Policy:
-    """The regulator, mostly too weak to balance, with noise."""
-    gain = rng.uniform(0.2, 0.8) * REGULATOR
-
-    def policy(state: np.ndarray, step: int) -> np.ndarray:
-        x, sin, cos, rates = state[:1], state[1:3], state[3:5], state[5:8]
-        return gain @ np.concatenate([x, np.arctan2(sin, cos), rates]) + 0.15 * rng.standard_normal(1)
-
-    return policy
+def random_gait(rng: np.random.Generator) -> Policy:
+    """Every joint swings by itself, at one pace, with noise; most such gaits lead nowhere, or backwards."""
+    pace, phase, reach = rng.uniform(0.2, 0.8), rng.uniform(0, 2 * np.pi, 6), rng.uniform(0.5, 1, 6)
+    return lambda state, step: reach * np.sin(pace * step + phase) + 0.2 * rng.standard_normal(6)
 
 
 def test_mujoco(tmp_path):
-    task, data = "mujoco/inverteddoublependulum-v5", tmp_path / "data.npz"
-    card = datasets.write(data, play(envs.make(task, 10), weak_regulator, 100), {"task": task})
-    bc, td3_bc = (learn(algo, task, data, Options(), 6_000) for algo in ("bc", "td3_bc"))
+    task, data, options = "mujoco/halfcheetah-v5", tmp_path / "data.npz", Options(max_steps=200)
+    env = envs.make(task, 10, options)
+    card = datasets.write(data, play(env, random_gait, 30), {"task": task})
+    env.close()
+    bc = learn("bc", task, data, options, 4_000)
+    # Few updates: a faster target, and twice the paper's weight on Q.
+    td3_bc = learn("td3_bc", task, data, options, 12_000, alpha=5.0, tau=0.02)
     before = card["return"]["mean"]
     numbers = compare("ret", before, bc, td3_bc)
-    assert td3_bc.ret.min() > 3 * before, numbers
+    assert td3_bc.ret.min() > max(before, bc.ret.max()) + 40, numbers
 
 
 def wanderer(maze, towards_goal: float) -> Callable[[np.random.Generator], Policy]:
@@ -159,17 +152,11 @@ def test_ogbench(tmp_path):
     env.reset(0)
     behaviour = wanderer(env._slots._sims[0]._env, towards_goal=0.35)
     card = datasets.write(data, play(env, behaviour, 12), {"task": task})
+    env.close()
     # A faster target: the reward has to travel back over a hundred steps in few updates.
     bc = learn("bc", task, data, options, 3_000)
     td3_bc = learn("td3_bc", task, data, options, 10_000, tau=0.05)
-    numbers = [compare("success", card["success"], bc, td3_bc), compare("ret", card["return"]["mean"], bc, td3_bc)]
+    before = card["return"]["mean"]
+    numbers = [compare("success", card["success"], bc, td3_bc), compare("ret", before, bc, td3_bc)]
     assert td3_bc.success.min() > card["success"] + 0.15, numbers
-    assert td3_bc.ret.min() > card["return"]["mean"] + 15, numbers
-
-
-def test_metaworld(tmp_path):
-    task, data, options = "metaworld/push", tmp_path / "data.npz", Options(end_at_success=True, workers=2)
-    card = collect(Recipe(task, episodes=80, noise=0.7), data, workers=2, quiet=True)
-    bc, td3_bc = (learn(algo, task, data, options, 6_000) for algo in ("bc", "td3_bc"))
-    numbers = compare("success", card["success"], bc, td3_bc)
-    assert td3_bc.success.mean() > card["success"] + 0.15, numbers
+    assert td3_bc.ret.min() > max(before, bc.ret.max()) + 10, numbers
