@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
+from core.config import ConfigError
 from core.losses import check_shapes, ensemble_mse, mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype, member
 from core.optim import Trained
@@ -154,6 +155,8 @@ def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks."""
     algorithm.require(spec, "td3_bc")
+    if cfg.max_action <= 0:
+        raise ConfigError(f"max_action {cfg.max_action} must be positive: it bounds the policy")
     nets = networks(cfg, spec)
     actor_tx, critic_tx = optimisers(cfg)
 

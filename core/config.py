@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,16 @@ class UnknownName(ConfigError):
         valid = list(valid)
         near = difflib.get_close_matches(name, valid, n=4, cutoff=0.5) or sorted(valid)[:8]
         super().__init__(f"unknown {kind} '{name}'; nearest: {', '.join(near)}")
+
+
+def require_finite(config: Any, name: str = "") -> None:
+    """Raises: ConfigError for a float option that is NaN or infinite, wherever in the dataclass it lies."""
+    for field in dataclasses.fields(config):
+        value, full = getattr(config, field.name), f"{name}{field.name}".replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            require_finite(value, f"{full}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{full} {value} is not a number that can be used")
 
 
 def choose(kind: str, name: str, table: dict[str, Any]) -> Any:

@@ -51,8 +51,8 @@ def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
 
     Raises: DataError naming `name`, the key and the first bad row: no transitions, NaN or infinity, a dtype other
         than float32 (uint8 for pixels, i32 for discrete actions), shapes that do not belong together or to `spec`
-        (single frames and single actions: histories and chunks are put together when sampling), actions outside
-        [-1, 1] or the task's numbers.
+        (single frames and single actions: histories and chunks are put together when sampling), a task that ended
+        in the middle of an episode, actions outside [-1, 1] or the task's numbers.
     """
 
     def refuse(key: str, problem: str):
@@ -83,6 +83,10 @@ def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
             bad = np.flatnonzero(~np.isfinite(array).reshape(rows, -1).all(1))
             if len(bad):
                 refuse(key, f"row {bad[0]} is not finite ({len(bad)} such rows)")
+    ended = np.flatnonzero(dataset.terminated)
+    bad = ended[ended + 1 != dataset.last[ended]]
+    if len(bad):
+        refuse("terminated", f"row {bad[0]} ends the task, but it is not the last transition of its episode")
     if discrete:
         bad = np.flatnonzero((dataset.action < 0) | (dataset.action >= (spec.num_actions if spec else np.inf)))
         if len(bad):

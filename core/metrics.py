@@ -37,8 +37,11 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """All complete rows of a JSON-lines file; a last line that was cut off by a kill is left out."""
     path = Path(path)
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = (path.read_text() if path.exists() else "").splitlines(keepends=True)
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged: a line is not JSON ({error}); restore it or remove that line") from None
 
 
 class Lines:

@@ -73,6 +73,8 @@ def float_dtype() -> jnp.dtype:
 
 def dense(x: Array, size: int, weights: str = "torch") -> Array:
     """A named-initialiser Dense inside a compact module: f32[..., in] -> f32[..., size]."""
+    if size < 1:
+        raise ConfigError(f"a layer of {size} units: every size must be at least 1")
     kernel, bias = initializer(weights, x.shape[-1])
     return nn.Dense(size, kernel_init=kernel, bias_init=bias, param_dtype=float_dtype())(x)
 

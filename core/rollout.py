@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -199,17 +199,18 @@ class Evaluator:
                 f"{episodes} episodes in {env.num_envs} slots for {num_policies} policies: not whole numbers"
             )
         self.slots = env.num_envs if self.jitted else env.num_envs // num_policies
+        self.interrupted: Callable[[], bool] = lambda: False  # asked at every step on the host
         self._init_carry = init_carry
         acting = remembering(act, init_carry)
         self._policy = lambda state, obs, carry, key, t: acting(state, obs, carry, jax.random.fold_in(key, t))
         self._run = jax.jit(jax.vmap(self._play)) if self.jitted else jax.jit(self._host_step)
 
-    def __call__(self, states: PyTree, seeds: Sequence[int], task: Sequence[int] | int | None = None) -> Judged:
+    def __call__(self, states: PyTree, seeds: Sequence[int], task: Sequence[int] | int | None = None) -> Judged | None:
         """Play.
 
         Args: states [S, ...]; seeds: one per policy: an episode depends on it, on its slot and its number;
             task: one for all, one per slot, or None to draw one per episode.
-        Returns: Judged [S, B, n] in NumPy; NaN for a policy whose actions were not finite.
+        Returns: Judged [S, B, n] in NumPy; NaN for a policy whose actions were not finite; None when interrupted.
         """
         if len(seeds) != self.num_policies:
             raise ValueError(f"{len(seeds)} seeds for {self.num_policies} policies")
@@ -248,7 +249,7 @@ class Evaluator:
         sound = jnp.isfinite(out.action.astype(jnp.float32)).reshape(self.num_policies, -1).all(1)
         return out.action, out.carry, tally, tally.count < self.episodes, sound
 
-    def _on_host(self, states: PyTree, slots: np.ndarray, keys: Key, tasks: list[int] | None) -> Judged:
+    def _on_host(self, states: PyTree, slots: np.ndarray, keys: Key, tasks: list[int] | None) -> Judged | None:
         num, shape = self.env.num_envs, (self.num_policies, self.slots)
 
         def split(tree):
@@ -261,6 +262,8 @@ class Evaluator:
             action, carry, tally, active, sound = self._run(states, keys, split(obs), carry, tally, ts, t)
             lost |= ~np.asarray(sound)[:, None]  # its simulators rest, the others go on
             active = (np.asarray(active) & ~lost).reshape(num)
+            if self.interrupted():
+                return None
             if not active.any():
                 break
             step = self.env.step(np.nan_to_num(np.reshape(action, (num, *action.shape[2:]))), active)

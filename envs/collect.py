@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from core.config import ConfigError
+from core.config import ConfigError, require_finite
+from core.locks import alone
 from core.seeds import derive
 from envs import datasets, registry
 from envs.workers import Pool
@@ -42,6 +44,7 @@ def check(recipe: Recipe) -> None:
     if not hasattr(registry.suite(registry.check(recipe.task)[0]), "expert"):
         have = [s for s in registry.SUITES if hasattr(registry.suite(s), "expert")]
         raise ConfigError(f"{recipe.task} has no scripted expert; the tasks of {', '.join(have)} have one")
+    require_finite(recipe)
     if recipe.episodes < 1 or recipe.noise < 0 or recipe.seed < 0:
         raise ConfigError(f"episodes {recipe.episodes}, noise {recipe.noise} and seed {recipe.seed} must be >= 1, 0, 0")
 
@@ -101,16 +104,26 @@ def collect(
     Raises: ConfigError when `out` exists, or when the blocks beside it belong to another recipe; WorkerError.
     """
     check(recipe)
+    if workers < 1 or out.suffix != ".npz":
+        raise ConfigError(f"workers {workers} must be at least 1, and {out} must end in .npz")
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
+    registry.make(recipe.task, 1, registry.Options(max_steps=recipe.max_steps)).close()  # refuses before we write
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    note = parts / "recipe.json"
-    if note.exists() and json.loads(note.read_text()) != asdict(recipe):
+    with alone(parts):
+        card = _collect(recipe, out, parts, workers, made, report)
+        shutil.rmtree(parts)
+    return card
+
+
+def _collect(recipe: Recipe, out: Path, parts: Path, workers: int, made: dict[str, Any], report) -> dict[str, Any]:
+    note, wanted = parts / "recipe.json", json.dumps(asdict(recipe))
+    if note.exists() and note.read_text() != wanted:
         raise ConfigError(f"{parts} holds the beginning of another collection ({note.read_text()}); delete it first")
-    note.write_text(json.dumps(asdict(recipe)))
+    note.write_text(wanted)
     files = [parts / f"{block:06d}.npz" for block in range(-(-recipe.episodes // BLOCK))]
-    missing = [block for block, path in enumerate(files) if not path.exists()]
+    missing = [block for block, path in enumerate(files) if not _whole(path)]
 
     def size(block: int) -> int:
         return min(BLOCK, recipe.episodes - block * BLOCK)
@@ -127,11 +140,19 @@ def collect(
     finally:
         if pool:
             pool.close()
-    blocks = []
-    for path in files:
-        with np.load(path, allow_pickle=False) as block:
-            blocks.append({key: block[key] for key in datasets.ARRAYS})
+    blocks = [_load(path) for path in files]
     arrays = {key: np.concatenate([block[key] for block in blocks]) for key in datasets.ARRAYS}
-    card = datasets.write(out, arrays, {"task": recipe.task, "recipe": asdict(recipe), **made})
-    shutil.rmtree(parts)
-    return card
+    return datasets.write(out, arrays, {"task": recipe.task, "recipe": asdict(recipe), **made})
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as block:
+        return {key: block[key] for key in datasets.ARRAYS}
+
+
+def _whole(path: Path) -> bool:
+    """Whether a block was written and can be read; one that was damaged is played again."""
+    try:
+        return bool(_load(path))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return False

@@ -77,13 +77,15 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any])
     return card
 
 
-def read(path: str | Path, spec: EnvSpec | None = None) -> tuple[Dataset, dict[str, Any]]:
+def read(path: str | Path, spec: EnvSpec | None = None, task: str | None = None) -> tuple[Dataset, dict[str, Any]]:
     """Read and check a dataset file -> (Dataset in NumPy, card).
 
-    Args: spec: the task it is to be used for; shapes must agree.
+    Args: spec: what it is to be used for; shapes must agree.  task: what the card must say it was made on.
     Raises: DataError naming the file, the key and the row, and what to do.
     """
     arrays, card = load(path)
+    if task not in (None, card["task"]):
+        raise DataError(f"{path} was made on {card['task']}, not on {task}; --data.any-task trains on it all the same")
     dataset = _index(arrays)
     ds.check(dataset, str(path), spec)
     return dataset, card
@@ -93,7 +95,9 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a file as they were written -> (arrays, card); their hash is checked."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such dataset. Make one with `rheostat collect TASK --out {path}`")
+        raise DataError(
+            f"{path}: no such dataset. Name another file, or make one (Meta-World: `rheostat collect TASK`)"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in (*ARRAYS, "card") if name not in file.files]

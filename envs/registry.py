@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
@@ -56,8 +57,14 @@ def check(task: str) -> tuple[str, str]:
     """Split "suite/task"; Raises: UnknownName with the nearest task strings."""
     family, _, name = task.partition("/")
     if family not in SUITES or name not in suite(family).tasks():
-        raise UnknownName("task", task, tasks())
+        bare = name or family
+        close = [t for t in tasks() if difflib.get_close_matches(bare, [t, t.partition("/")[2]], n=1, cutoff=0.7)]
+        raise UnknownName("task", task, sorted(close, key=lambda t: -_alike(bare, t))[:4] or tasks())
     return family, name
+
+
+def _alike(name: str, task: str) -> float:
+    return difflib.SequenceMatcher(None, name, task.partition("/")[2]).ratio()
 
 
 def make(task: str, num_envs: int = 1, options: Options | None = None) -> HostEnv:

@@ -26,6 +26,7 @@ from core.config import ConfigError
 from envs.render import RenderError
 
 _PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # before the imports, which take seconds
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from envs.workers import serve; serve(int(sys.argv[1]))"
 )
 _CLOSE_SECONDS = 5.0

@@ -22,6 +22,11 @@ Each command explains itself: rheostat COMMAND --help
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
     args = sys.argv[1:] if argv is None else argv
+    if args[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"rheostat {version('rheostat')}")
+        return 0
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if args else 2
@@ -33,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from experiments import commands
     from experiments.runs import Failed, Stopped
 
+    sys.stdout.reconfigure(errors="replace")  # a terminal without ± still shows the rest
     try:
         command = choose("command", args[0], commands.COMMANDS)
         if command is commands.train:

@@ -10,12 +10,15 @@ from core.metrics import Progress
 from envs import collect as maker
 from envs.collect import Recipe
 from experiments import runs
+from experiments.runs import Failed
 
 
 def collect(recipe: Recipe, out: Path | None = None, workers: int = 0, quiet: bool = False) -> dict[str, Any]:
     """Make the dataset of a recipe; returns its card.  Raises: ConfigError for whatever is refused."""
     maker.check(recipe)
-    out = out or Path("data") / f"{recipe.task.replace('/', '-')}-expert-{recipe.noise:g}.npz"
+    length = f"-t{recipe.max_steps}" if recipe.max_steps else ""
+    file = f"{recipe.task.replace('/', '-')}-n{recipe.noise:g}-e{recipe.episodes}{length}-s{recipe.seed}.npz"
+    out = out or Path("data") / file
     progress = Progress(recipe.episodes, "episodes", quiet)
     progress.say(f"scripted expert of {recipe.task}, noise {recipe.noise:g} -> {out}")
     progress.stage("playing")
@@ -29,7 +32,9 @@ def collect(recipe: Recipe, out: Path | None = None, workers: int = 0, quiet: bo
         progress.advance(done)
 
     try:
-        card = maker.collect(recipe, out, workers or os.cpu_count() or 1, runs.provenance(), report)
+        card = maker.collect(recipe, out, os.cpu_count() if workers == 0 else workers, runs.provenance(), report)
+    except KeyboardInterrupt:
+        raise Failed(f"stopped; what was played is kept: run the same command again to go on with {out}") from None
     finally:
         progress.close()
     progress.say(

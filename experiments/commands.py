@@ -1,6 +1,6 @@
 """What each command of `rheostat` does; tyro makes their options and help from the signatures.
 
-Parsing imports no jax: a command imports what it needs when it runs.
+A command imports what it needs when it runs; parsing imports jax for `train` only, whose algorithm has the options.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def resume(
     run: Positional[Path],
     step: int | None = None,
     updates: int | None = None,
+    data: Path | None = None,
 ) -> None:
     """Go on with a run from its last checkpoint.
 
@@ -69,11 +70,12 @@ def resume(
         run: the run folder.
         step: go on from this checkpoint instead; later ones are dropped.
         updates: train to this many updates instead of those first planned.
+        data: where the dataset lies now, if it was moved; its hash must be the same.
     """
     _jax()
     from experiments.train import resume
 
-    print(f"done: {resume(run, step, updates)}")
+    print(f"done: {resume(run, step, updates, data)}")
 
 
 def evaluate(
@@ -113,7 +115,7 @@ def collect(
 
     Args:
         task: suite/name, such as metaworld/push.
-        out: the file; default data/TASK-expert-NOISE.npz.
+        out: the file; default a name in data/ made of the task and the numbers below.
         episodes: how many.
         noise: standard deviation of Gaussian noise on the expert's actions, in units of the action box.
         seed: base of the episodes' seeds; episode e depends on it and e only.

@@ -14,12 +14,12 @@ from experiments.train import Job
 def checkpoint(folder: str | Path, step: int | None = None, best: bool = False) -> tuple[Job, int, RunState]:
     """A run, and the state at its last, best or given checkpoint."""
     run = runs.load(folder)
-    job = Job(run, None, runs.data_hash(run.folder))
+    job = Job(run)
     if best:
         step = job.checkpoints.best()
         if step is None:
             raise ConfigError(f"{folder} has no checkpoint with a score yet")
-    return job, *job.checkpoints.restore(job.template, job.identity, step)
+    return job, *job.checkpoints.restore(job.template, job.identity(runs.data_hash(run.folder)), step)
 
 
 def evaluate(
@@ -34,10 +34,10 @@ def evaluate(
     finally:
         evaluator.env.close()
     rows = [{**row, "eval_seed": seed} for row in rows]
-    Lines(job.run.folder / "eval_fresh.jsonl").write(rows)
     for row in rows:
         print(
             f"seed {row['seed']}  update {step}  {row['episodes']} episodes  return {row['return']:.2f}  "
             f"success {row['success']:.3f}  length {row['length']:.1f}{'  FAILED' if row['failed'] else ''}"
         )
+    Lines(job.run.folder / "eval_fresh.jsonl").write(rows)
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 import algos
 import envs
+from core.config import ConfigError
 from experiments import runs
 
 
@@ -32,7 +33,7 @@ def _datasets(root: Path | None) -> list[str]:
         try:
             with np.load(path, allow_pickle=False) as file:
                 card = json.loads(str(file["card"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             lines.append(f"{path}  not a dataset of ours ({type(error).__name__})")
             continue
         lines.append(
@@ -45,6 +46,11 @@ def _datasets(root: Path | None) -> list[str]:
 def _runs(root: Path | None) -> list[str]:
     lines = []
     for folder in runs.find(root or "runs"):
+        try:
+            runs.load(folder)
+        except ConfigError as error:
+            lines.append(f"{folder}  {error}")
+            continue
         last = runs.status(folder)
         lines.append(f"{folder}  {last.get('state', 'created')}  {last.get('step', 0)}/{last.get('updates', '?')}")
     return lines or [f"no runs below {root or 'runs'}; make one: rheostat train ALGO TASK"]

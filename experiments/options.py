@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from core.config import ConfigError, changed, fingerprint
+from core.config import ConfigError, changed, fingerprint, require_finite
 from core.metrics import require_sink
 from envs.registry import Options
 
@@ -55,6 +55,9 @@ def check_evaluation(episodes: int, envs: int, seed: int, tasks: tuple[int, ...]
 
 def check(train: Train) -> None:
     """Raises: ConfigError for numbers that do not fit together, and for sinks that are not installed."""
+    require_finite(train)
+    if train.updates < 1:
+        raise ConfigError(f"--updates {train.updates} must be at least one epoch (--epoch {train.epoch})")
     for name, every in (
         ("updates", train.updates), ("eval.every", train.eval.every), ("save-every", train.save_every)
     ):  # fmt: skip
@@ -66,8 +69,8 @@ def check(train: Train) -> None:
         raise ConfigError(f"--seeds {seeds} must be different numbers between 0 and 2^31")
     if train.config.batch_size < 1 or train.keep < 1:
         raise ConfigError(f"batch size {train.config.batch_size} and --keep {train.keep} must be at least 1")
-    if "/" in train.name or len(train.name) > 100:
-        raise ConfigError(f"--name {train.name[:120]} must be at most 100 characters without '/'")
+    if "/" in train.name or train.name.startswith(".") or len(train.name) > 100:
+        raise ConfigError(f"--name {train.name[:120]} must be at most 100 characters, without '/' and no '.' in front")
     for kind in train.sinks:
         require_sink(kind)
     if not train.data.path:

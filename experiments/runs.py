@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import algos
 from core.config import ConfigError, from_dict, to_dict
+from core.locks import held
 from core.metrics import write_json
 from experiments.options import Train
 
@@ -75,39 +77,35 @@ def load(folder: str | Path) -> Run:
     Raises: ConfigError when it is no run folder; UnknownName when its options are not those of this version.
     """
     folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.json (see `rheostat list runs`)")
     try:
         values = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} is not a run folder: it has no config.json (see `rheostat list runs`)") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{folder / 'config.json'} is damaged ({error}); restore it or start the run anew") from None
-    algo, task = values.pop("algo"), values.pop("task")
-    config = from_dict(algos.load(algo).Config, values.pop("config"))
-    return Run(folder, algo, task, from_dict(Train, {"config": config, **values}))
+        algo, task = values.pop("algo"), values.pop("task")
+        config = from_dict(algos.load(algo).Config, values.pop("config"))
+        return Run(folder, algo, task, from_dict(Train, {"config": config, **values}))
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} is damaged ({error!r}); restore it or start the run anew"
+        ) from None
 
 
 def status(folder: str | Path) -> dict[str, Any]:
-    """The last status written; {} before the first."""
+    """The last status written, "killed" where its process has gone without a word; {} before the first."""
     path = Path(folder) / "status.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        last = json.loads(path.read_text()) if path.exists() else {}
+        return {**last, "state": "killed"} if last.get("state") == "running" and not held(Path(folder)) else last
+    except (ValueError, AttributeError):
+        return {"state": "damaged status.json"}
 
 
 def set_status(folder: Path, state: str, **more: Any) -> None:
     """States: running, done, stopped (by a signal, resumable), failed."""
-    process = {"pid": os.getpid(), "host": platform.node(), "time": now()}
+    process = {"pid": os.getpid(), "host": platform.node(), "time": now()}  # for a reader; nothing depends on it
     write_json(folder / "status.json", {"state": state, **process, **more})
-
-
-def refuse_if_alive(folder: Path) -> None:
-    """Raises: ConfigError when another process on this machine is training the run."""
-    last = status(folder)
-    if last.get("state") != "running" or last.get("host") != platform.node() or last["pid"] == os.getpid():
-        return
-    try:
-        os.kill(last["pid"], 0)
-    except (ProcessLookupError, PermissionError):
-        return
-    raise ConfigError(f"{folder} is being trained by process {last['pid']}; wait for it or stop it first")
 
 
 def data_hash(folder: Path) -> str:
@@ -132,6 +130,8 @@ def provenance() -> dict[str, Any]:
     here = Path(__file__).parents[1]
 
     def git(*words: str) -> str | None:
+        if shutil.which("git") is None:
+            return None
         done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 

@@ -54,7 +54,8 @@ def rows(folders: list[Path], k: int, metric: str) -> list[Row]:
         groups[run.algo, run.task, method, run.train.updates, run.train.eval].append(run)
     if not groups:
         raise ConfigError(f"no runs below {', '.join(map(str, folders))}; a run folder has a config.json")
-    return [_row(members, k, metric) for _, members in sorted(groups.items(), key=lambda item: str(item[0]))]
+    ordered = sorted(groups.values(), key=lambda members: (members[0].algo, members[0].task, members[0].folder.name))
+    return [_row(members, k, metric) for members in ordered]
 
 
 def _row(members: list[runs.Run], k: int, metric: str) -> Row:
@@ -69,9 +70,9 @@ def _row(members: list[runs.Run], k: int, metric: str) -> Row:
             curves[row["seed"]].append(row)
         for curve in curves.values():
             if curve[-1]["failed"] or curve[-1]["step"] < run.train.updates:
-                continue
+                continue  # a failed seed has no score
             final.append(curve[-1][metric])
-            last.append(float(np.mean([row[metric] for row in curve[-k:]])))
+            last.append(float(np.mean([row[metric] for row in curve[-k:] if not row["failed"]])))
             used = min(used, len(curve))
     first = members[0]
     return Row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from core import batches, dataset, loop, sampling, sharding
 from core.checkpoint import Checkpoints
 from core.config import ConfigError
 from core.dataset import DataError
+from core.locks import alone
 from core.metrics import Lines, Progress, read_lines, sink
 from core.rollout import Evaluator, JaxBatch, Judged
-from core.types import Data, Dataset, RunState, Start
+from core.types import Data, RunState, Start
 from envs import datasets, registry
 from experiments import options, runs
 from experiments.runs import Failed, Run, Stopped
@@ -44,37 +46,44 @@ class Stopping:
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.signal = number
+        print(
+            "stopping after this epoch, with the state saved; Ctrl-C again aborts at once", file=sys.stderr, flush=True
+        )
 
 
 class Job:
     """A run with everything that does not change while it trains; making one writes nothing.
 
-    Args: data: the dataset, to train; None to judge only.
     Raises: ConfigError for whatever is refused.
     """
 
-    def __init__(self, run: Run, data: Dataset | None, data_hash: str):
+    def __init__(self, run: Run):
         options.check(run.train)
         registry.check(run.task)
-        self.run, self.chosen, self.data = run, run.train, data
+        self.run, self.chosen = run, run.train
         one = envs.make(run.task, 1, dataclasses.replace(run.train.env, workers=0))
         one.close()
         self.spec, self.jitted = one.spec, isinstance(one, JaxBatch)
-        if data is not None:
-            dataset.check(data, run.train.data.path, self.spec)
         if any(not 1 <= task <= self.spec.num_tasks for task in run.train.eval.tasks):
             raise ConfigError(f"{run.task} has tasks 1 to {self.spec.num_tasks}, not {run.train.eval.tasks}")
-        config = run.train.config
-        self.algorithm = algos.load(run.algo).make(config, self.spec)
+        self.algorithm = algos.load(run.algo).make(run.train.config, self.spec)
         width = 1 if self.spec.pixels else self.spec.frame_shape[0]
-        self.start = Start(
-            dataset.identity_norm(width, self.spec.action_dim)  # only its shapes count, to judge
-            if data is None
-            else dataset.norm(data, config.state_norm, config.action_norm)
-        )
-        self.identity = options.identity(run.algo, run.task, run.train, data_hash)
+        self.start = Start(dataset.identity_norm(width, self.spec.action_dim))  # its shapes count, until there are data
         self.template = jax.eval_shape(self.begin)
-        self.checkpoints = Checkpoints(run.folder / "ckpt", run.train.keep)
+        self.data, self.card = None, {}
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.run.folder / "ckpt", self.chosen.keep)
+
+    def identity(self, data_hash: str) -> str:
+        return options.identity(self.run.algo, self.run.task, self.chosen, data_hash)
+
+    def read(self) -> None:
+        """Read the dataset, to train on it."""
+        source, config = self.chosen.data, self.chosen.config
+        self.data, self.card = datasets.read(source.path, self.spec, None if source.any_task else self.run.task)
+        self.start = Start(dataset.norm(self.data, config.state_norm, config.action_norm))
 
     def begin(self) -> RunState:
         return loop.begin(self.algorithm, self.start, self.chosen.seeds)
@@ -92,11 +101,11 @@ class Job:
         env = envs.make(self.run.task, simulators if self.jitted else simulators * seeds, self.chosen.env)
         return Evaluator(self.algorithm.act_eval, self.algorithm.init_carry, env, seeds, episodes // simulators)
 
-    def judge(self, evaluator: Evaluator, state: RunState, step: int, seed: int) -> list[dict[str, Any]]:
-        """Fresh episodes by seed -> one row for each of the run's seeds."""
+    def judge(self, evaluator: Evaluator, state: RunState, step: int, seed: int) -> list[dict[str, Any]] | None:
+        """Fresh episodes by seed -> one row for each of the run's seeds; None when it was interrupted."""
         tasks = list(itertools.islice(itertools.cycle(self.chosen.eval.tasks), evaluator.slots)) or None
         judged = evaluator(state.algo, [seed + s for s in self.chosen.seeds], tasks)
-        return _rows(judged, tasks, self.chosen.seeds, step, np.asarray(state.failed))
+        return judged and _rows(judged, tasks, self.chosen.seeds, step, np.asarray(state.failed))
 
 
 def _rows(judged: Judged, tasks: list[int] | None, seeds: tuple[int, ...], step: int, failed: np.ndarray) -> list[dict]:
@@ -113,52 +122,57 @@ def _rows(judged: Judged, tasks: list[int] | None, seeds: tuple[int, ...], step:
     return rows
 
 
-def _read(chosen: options.Train, task: str) -> tuple[Dataset, dict[str, Any]]:
-    data, card = datasets.read(chosen.data.path)
-    if card["task"] != task and not chosen.data.any_task:
-        raise DataError(
-            f"{chosen.data.path} was made on {card['task']}, not on {task}; --data.any-task trains on it all the same"
-        )
-    return data, card
-
-
 def train(algo: str, task: str, chosen: options.Train, quiet: bool = False) -> Path:
     """Run from the beginning; returns the run folder.
 
     Raises: ConfigError for whatever is refused, before anything is written; Stopped after a signal; Failed.
     """
-    options.check(chosen)
-    data, card = _read(chosen, task)
-    name = chosen.name or options.identity(algo, task, chosen, card["sha256"])[:8]
-    live = _Live(Job(Run(Path(chosen.out) / algo / task / name, algo, task, chosen), data, card["sha256"]), quiet)
+    if chosen.data.path:  # the folder may be moved, and resumed from elsewhere
+        chosen = dataclasses.replace(
+            chosen, data=dataclasses.replace(chosen.data, path=str(Path(chosen.data.path).absolute()))
+        )
+    job = Job(Run(Path(chosen.out), algo, task, chosen))
+    job.read()
+    identity = job.identity(job.card["sha256"])
+    job.run = job.run._replace(folder=Path(chosen.out) / algo / task / (chosen.name or identity[:8]))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    with live:
-        runs.create(live.run, {**runs.provenance(), "device": device, "data": {"path": chosen.data.path, **card}})
-        live.go(live.job.begin(), 0)
-    return live.run.folder
+    with _Live(job, identity, quiet) as live:
+        runs.create(job.run, {**runs.provenance(), "device": device, "data": {"path": chosen.data.path, **job.card}})
+        live.go(job.begin(), 0)
+    return job.run.folder
 
 
-def resume(folder: str | Path, step: int | None = None, updates: int | None = None, quiet: bool = False) -> Path:
-    """Go on from the last checkpoint or from the one at `step`; `updates`: train longer than first planned."""
+def resume(
+    folder: str | Path,
+    step: int | None = None,
+    updates: int | None = None,
+    data: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Go on from the last checkpoint or from the one at `step`.
+
+    Args: updates: train longer than first planned; data: where the dataset lies now.
+    """
     run = runs.load(folder)
-    runs.refuse_if_alive(run.folder)
-    if updates is not None:
-        run = run._replace(train=dataclasses.replace(run.train, updates=updates))
-    data, card = _read(run.train, run.task)
-    if card["sha256"] != runs.data_hash(run.folder):
-        raise DataError(f"{run.train.data.path} is not the data that {run.folder} was begun with; restore that file")
-    job, state = Job(run, data, card["sha256"]), None
+    chosen = dataclasses.replace(run.train, updates=updates or run.train.updates)
+    if data:
+        chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, path=str(Path(data).absolute())))
+    job, state = Job(run._replace(train=chosen)), None
+    job.read()
+    if job.card["sha256"] != runs.data_hash(run.folder):
+        raise DataError(f"{chosen.data.path} is not the data that {run.folder} was begun with; restore that file")
+    identity = job.identity(job.card["sha256"])
     if job.checkpoints.steps() or step is not None:
-        step, state = job.checkpoints.restore(job.template, job.identity, step)
-    step = step or 0  # without a checkpoint it begins anew
-    if step >= run.train.updates:
+        step, state = job.checkpoints.restore(job.template, identity, step)
+    elif runs.status(run.folder).get("step"):
+        raise ConfigError(f"the checkpoints of {run.folder} are gone; restore {run.folder / 'ckpt'} or start a new run")
+    step = step or 0  # stopped before its first checkpoint: it begins anew
+    if step >= chosen.updates:
         raise ConfigError(
-            f"{run.folder} is done: {step} of {run.train.updates} updates. To train longer: "
+            f"{run.folder} is done: {step} of {chosen.updates} updates. To train longer: "
             f"rheostat resume {run.folder} --updates {2 * step}"
         )
-    with _Live(job, quiet) as live:
-        job.checkpoints.drop_after(step)
-        runs.save(run)
+    with _Live(job, identity, quiet) as live:
         live.go(job.begin() if state is None else state, step)
     return run.folder
 
@@ -166,11 +180,12 @@ def resume(folder: str | Path, step: int | None = None, updates: int | None = No
 class _Live:
     """What happens between epochs, and all that must be closed after them."""
 
-    def __init__(self, job: Job, quiet: bool):
-        self.job, self.chosen, self.run = job, job.chosen, job.run
+    def __init__(self, job: Job, identity: str, quiet: bool):
+        self.job, self.chosen, self.run, self.identity = job, job.chosen, job.run, identity
         self.evaluator = job.evaluator(self.chosen.eval.envs, self.chosen.eval.episodes)
-        self.quiet, self.sinks, self.progress = quiet, [], None
-        self.stopping, self.note = Stopping(), ""
+        self.stopping, self.sinks, self.note = Stopping(), [], ""
+        self.evaluator.interrupted = lambda: self.stopping.signal is not None
+        self.quiet, self.progress = quiet, None
 
     def __enter__(self) -> _Live:
         self.stopping.__enter__()
@@ -183,15 +198,28 @@ class _Live:
             copy.close()
         if self.progress:
             self.progress.close()
-            if error is not None and not isinstance(error, Stopped):
-                self._status("failed", reason=str(error) or kind.__name__)
 
     def go(self, state: RunState, step: int) -> None:
-        chosen, folder = self.chosen, self.run.folder
+        with alone(self.run.folder):
+            try:
+                self._go(state, step)
+            except Stopped:
+                self._status("stopped")
+                raise
+            except BaseException as error:
+                self._status("failed", reason=str(error) or type(error).__name__)
+                if not isinstance(error, Failed):
+                    self.progress.say(f"to go on with what was saved: rheostat resume {self.run.folder}")
+                raise
+
+    def _go(self, state: RunState, step: int) -> None:
+        chosen, folder, checkpoints = self.chosen, self.run.folder, self.job.checkpoints
         self.step, self.losers = step, []
         self.progress = Progress(chosen.updates, quiet=self.quiet)
-        self.progress.say(f"{self.run.algo} on {self.run.task}, seeds {' '.join(map(str, chosen.seeds))} -> {folder}")
         self._status("running")
+        runs.save(self.run._replace(train=chosen))
+        checkpoints.drop_after(step)
+        self.progress.say(f"{self.run.algo} on {self.run.task}, seeds {' '.join(map(str, chosen.seeds))} -> {folder}")
         self.metrics, self.evals = (Lines(folder / name, resume_at=step) for name in ("metrics.jsonl", "eval.jsonl"))
         self.sinks = [sink(kind, folder, "-".join(folder.parts[-4:])) for kind in chosen.sinks]
         self.progress.stage("compiling")
@@ -215,19 +243,15 @@ class _Live:
         chosen, self.step = self.chosen, report.step
         failed = np.asarray(report.run.failed)
         self.losers = [seed for seed, bad in zip(chosen.seeds, failed, strict=True) if bad]
-        last = self.step >= chosen.updates or failed.all()
-        evaluate = last or self.step % chosen.eval.every == 0
+        done = self.step >= chosen.updates
+        evaluate = done or failed.all() or self.step % chosen.eval.every == 0
         self._write(self.metrics, self._metric_rows(report, failed))
         if evaluate or self.stopping.signal or self.step % chosen.save_every == 0:
-            self.job.checkpoints.save(self.step, report.run, self.job.identity)
+            self.job.checkpoints.save(self.step, report.run, self.identity)
             self._status("running")
-        if evaluate and not (self.stopping.signal and not last):
+        if evaluate and (done or not self.stopping.signal):
             self._evaluate(report.run)
-        done = self.step >= chosen.updates
         if self.stopping.signal and not done:
-            if self.step not in self.job.checkpoints.steps():
-                self.job.checkpoints.save(self.step, report.run, self.job.identity)
-            self._status("stopped")
             raise Stopped(self.stopping.signal, self.run.folder, self.step)
         if done:
             self._status("done")
@@ -249,6 +273,8 @@ class _Live:
     def _evaluate(self, state: RunState) -> None:
         self.progress.stage("evaluating")
         rows = self.job.judge(self.evaluator, state, self.step, self.chosen.eval.seed)
+        if rows is None:
+            return
         self._write(self.evals, rows)
         sound = [row for row in rows if not row["failed"]]
         if sound:

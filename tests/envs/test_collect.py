@@ -74,7 +74,31 @@ def test_a_stopped_collection_goes_on(whole, tmp_path, monkeypatch):
     assert card["sha256"] == whole[1]["sha256"]
 
 
+def test_a_damaged_block_is_played_again(whole, tmp_path):
+    out = tmp_path / "reach.npz"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done):
+        if done:
+            raise Stop
+
+    with pytest.raises(Stop):
+        collect.collect(RECIPE, out, 1, {}, stop)
+    block = next((tmp_path / "reach.npz.parts").glob("*.npz"))
+    block.write_bytes(block.read_bytes()[:500])
+    assert collect.collect(RECIPE, out, 2, {})["sha256"] == whole[1]["sha256"]
+
+
 def test_refusals(whole, tmp_path):
+    with pytest.raises(ConfigError, match="max_steps 900"):
+        collect.collect(Recipe("metaworld/reach", 3, max_steps=900), tmp_path / "long.npz", 1, {})
+    with pytest.raises(ConfigError, match="--noise nan"):
+        collect.check(Recipe("metaworld/reach", 3, noise=float("nan")))
+    with pytest.raises(ConfigError, match="workers 0"):
+        collect.collect(RECIPE, tmp_path / "x.npz", 0, {})
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="exists"):
         collect.collect(RECIPE, whole[0], 1, {})
     with pytest.raises(ConfigError, match="toy/match has no scripted expert; the tasks of metaworld"):

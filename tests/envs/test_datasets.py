@@ -96,6 +96,32 @@ def test_pickles_are_not_read(path, arrays):
         datasets.read(path)
 
 
+def test_a_task_that_ends_in_mid_episode_is_refused(path, arrays):
+    terminated = arrays["terminated"].copy()
+    terminated[[9, 13]] = True
+    rewrite(path, terminated=terminated)
+    with pytest.raises(DataError, match="key 'terminated': row 13 ends the task"):
+        datasets.read(path)
+
+
+@pytest.mark.parametrize("success", [np.zeros(3, np.float32), np.full(40, np.nan, np.float32), np.zeros(40)])
+def test_success_is_one_number_per_episode(path, success):
+    rewrite(path, success=success)
+    with pytest.raises(DataError, match="key 'success'"):
+        datasets.read(path)
+
+
+def test_a_card_that_says_nothing_is_refused(path):
+    arrays, _ = datasets.load(path)
+    np.savez(path, card=np.array("[1]"), **arrays)
+    with pytest.raises(DataError, match="its card names no task"):
+        datasets.read(path)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    path.with_suffix(".npy").rename(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        datasets.read(path)
+
+
 def test_another_task(path):
     with pytest.raises(DataError, match=r"key 'action': rows of shape \(2,\), but other has \(3,\)"):
         datasets.read(path, EnvSpec("other", (2,), 3))

@@ -17,9 +17,12 @@ import pytest
 import algos
 from core import loop
 from core.checkpoint import Checkpoints
+from core.locks import alone
 from core.metrics import read_lines
+from envs import datasets
 from experiments import runs, tables
 from experiments.cli import main
+from tests.conftest import match_arrays
 
 SMALL = [
     "--updates", "120", "--epoch", "20", "--save-every", "20", "--eval.every", "60", "--eval.episodes", "4",
@@ -162,6 +165,9 @@ def test_bad_numbers_and_files_are_refused_before_training(match_file, tmp_path,
     assert "batch size 0" in refused(capsys, *arguments(match_file, tmp_path, "--config.batch-size", "0"))
     assert "between 0 and 2^31" in refused(capsys, *arguments(match_file, tmp_path, "--seeds", "4294967296"))
     assert "unknown" in refused(capsys, *arguments(match_file, tmp_path, "--config.weights", "torchy"))
+    assert "size must be at least 1" in refused(capsys, *arguments(match_file, tmp_path, "--config.hidden", "0"))
+    assert "--config.alpha nan" in refused(capsys, *arguments(match_file, tmp_path, "--config.alpha", "nan"))
+    assert "without '/'" in refused(capsys, *arguments(match_file, tmp_path, "--name", "../x"))
     assert "tasks 1 to 1" in refused(capsys, *arguments(match_file, tmp_path, "--eval.tasks", "2"))
     assert not list(tmp_path.rglob("config.json"))
 
@@ -210,6 +216,8 @@ def test_a_run_folder_can_be_moved_and_judged_without_its_data(straight, tmp_pat
     (folder / "config.json").write_text(json.dumps(values))
     assert main(["eval", str(folder), "--episodes", "2", "--envs", "2", "--best"]) == 0
     assert "gone.npz: no such dataset" in refused(capsys, "resume", folder, "--updates", 240)
+    found = json.loads((straight / "config.json").read_text())["data"]["path"]
+    assert main(["resume", str(folder), "--updates", "140", "--data", found]) == 0
 
 
 def test_resuming_at_an_older_step_drops_the_later_ones(straight, tmp_path):
@@ -274,9 +282,44 @@ def test_a_run_can_be_trained_longer(straight, tmp_path, match_file):
 def test_a_live_run_is_not_resumed_twice(straight, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
-    status = {**runs.status(folder), "state": "running", "pid": os.getppid()}
-    (folder / "status.json").write_text(json.dumps(status))
-    assert f"process {os.getppid()}" in refused(capsys, "resume", folder, "--updates", 240)
+    before = (folder / "metrics.jsonl").read_text()
+    with alone(folder):
+        assert "another process is at work" in refused(capsys, "resume", folder, "--updates", 240)
+    assert (folder / "metrics.jsonl").read_text() == before
+    assert runs.load(folder).train.updates == 120
+
+
+def test_a_killed_run_is_listed_as_killed(straight, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path / "a")
+    shutil.copytree(straight, tmp_path / "b")
+    status = {**runs.status(straight), "state": "running"}
+    (tmp_path / "a" / "status.json").write_text(json.dumps(status))
+    (tmp_path / "b" / "status.json").write_text("{")
+    assert main(["list", "runs", "--root", str(tmp_path)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "killed" in first
+    assert "damaged" in second
+
+
+def test_checkpoints_that_are_gone_are_not_trained_anew(straight, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight, folder)
+    shutil.rmtree(folder / "ckpt")
+    assert "are gone" in refused(capsys, "resume", folder, "--updates", 240)
+    assert len(read_lines(folder / "metrics.jsonl")) == 12
+
+
+def test_other_data_than_it_was_begun_with_is_refused(straight, tmp_path, capsys):
+    other = tmp_path / "other.npz"
+    datasets.write(other, match_arrays(seed=1), {"task": "toy/match"})
+    said = refused(capsys, "resume", straight, "--updates", 240, "--data", other)
+    assert f"{other} is not the data that {straight} was begun with" in said
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"algo": "bc", "task": "toy/match", "config": 3}'])
+def test_a_damaged_config_is_refused(text, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(text)
+    assert "damaged" in refused(capsys, "resume", tmp_path)
 
 
 def test_the_same_seed_is_not_counted_twice(straight, tmp_path, capsys):
