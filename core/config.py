@@ -20,7 +20,7 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, valid: Iterable[str]):
         valid = list(valid)
-        near = difflib.get_close_matches(name, valid, n=4, cutoff=0.5) or sorted(valid)[:8]
+        near = difflib.get_close_matches(name, valid, n=4, cutoff=0.5) or valid[:8]
         super().__init__(f"unknown {kind} '{name}'; nearest: {', '.join(near)}")
 
 

@@ -58,8 +58,8 @@ def check(task: str) -> tuple[str, str]:
     family, _, name = task.partition("/")
     if family not in SUITES or name not in suite(family).tasks():
         bare = name or family
-        close = [t for t in tasks() if difflib.get_close_matches(bare, [t, t.partition("/")[2]], n=1, cutoff=0.7)]
-        raise UnknownName("task", task, sorted(close, key=lambda t: -_alike(bare, t))[:4] or tasks())
+        close = sorted(tasks(), key=lambda t: -_alike(bare, t))
+        raise UnknownName("task", task, close[:4])
     return family, name
 
 

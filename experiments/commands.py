@@ -141,7 +141,7 @@ def listing(what: Positional[Literal["algos", "tasks", "datasets", "runs"]], roo
 
 
 def tables(
-    runs: Positional[tuple[Path, ...]],
+    runs: Positional[tuple[Path, ...]] = (Path("runs"),),
     last: int = 3,
     metric: Literal["return", "success"] = "return",
     out: Path | None = None,
