@@ -78,8 +78,11 @@ def main() -> int:
     print("\n3. TD3+BC on them, with the same budget", flush=True)
     td3_bc = run("td3_bc", data, workers)
     print(f"\n4. Fresh episodes: {FRESH} for each of {len(SEEDS)} seeds", flush=True)
-    scores = {"before": before, "bc": judged(bc), "after": judged(td3_bc)}
     labels = {"before": "demonstrations", "bc": "behaviour cloning", "after": "TD3+BC"}
+    scores = {"before": before}
+    for key, folder in (("bc", bc), ("after", td3_bc)):
+        print(f"{labels[key]}:", flush=True)
+        scores[key] = judged(folder)
     lines = [
         f"| {TASK} | success | 95 % interval | episodes |", "| --- | --- | --- | --- |",
         *(f"| {labels[key]} | {s['mean']:.3f} | {s['low']:.3f} to {s['high']:.3f} | {s['episodes']} |"
