@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from core.config import ConfigError
 from core.metrics import write_json
@@ -59,14 +60,14 @@ class Checkpoints:
         """Write a checkpoint, then drop those that are neither among the last nor the best.
 
         Args: config: fingerprint of the configuration it belongs to.
-        Raises: CheckpointError when it cannot be written (a full disk); the older ones stay.
+        Raises: OSError when it cannot be written (a full disk); the older ones stay.
         """
         meta = {"step": step, "config": config, "digest": digest(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
             self._orbax.save(self._path(step), args, force=True)
         except Exception as error:
-            raise CheckpointError(
+            raise OSError(
                 f"checkpoint {step} could not be written to {self.folder} ({_short(error)}); the older ones "
                 f"{self.steps()} are as they were. Free some space, then resume"
             ) from error
@@ -82,15 +83,18 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the highest score, None when nothing was scored."""
-        scores = {step: self._scores().get(str(step), -math.inf) for step in self.steps()}
+        known = self._scores()
+        scores = {step: known.get(str(step), -math.inf) for step in self.steps()}
         step = max(scores, key=scores.__getitem__, default=None)
         return None if step is None or scores[step] == -math.inf else step
 
     def drop_after(self, step: int) -> None:
-        """Forget the later ones: a run that goes on from here writes them anew."""
+        """Forget the later ones and their scores: a run that goes on from here writes them anew."""
         for later in self.steps():
             if later > step:
                 self._remove(later)
+        if scores := self._scores():
+            write_json(self.folder / "scores.json", {s: value for s, value in scores.items() if int(s) <= step})
 
     def meta(self, step: int) -> dict[str, Any]:
         """step, config and digest of a checkpoint.  Raises: CheckpointError when they cannot be read."""
@@ -116,7 +120,7 @@ class Checkpoints:
         try:
             return step, self._read(template, config, step)
         except CheckpointError as error:
-            good = "no older one is whole"
+            good = "no older one can be used"
             for older in reversed([s for s in steps if s < step]):
                 with contextlib.suppress(CheckpointError):
                     self._read(template, config, older)
@@ -129,7 +133,8 @@ class Checkpoints:
         if meta["config"] != config:
             raise CheckpointError("it was written with another configuration or other data")
         try:
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+            here = SingleDeviceSharding(jax.devices()[0])  # whatever devices it was saved from
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._orbax.restore(self._path(step), args).state
         except Exception as error:
@@ -149,8 +154,11 @@ class Checkpoints:
         shutil.rmtree(gone, ignore_errors=True)
 
     def _scores(self) -> dict[str, float]:
-        path = self.folder / "scores.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """Steps as strings; none where the file is missing or damaged: then no checkpoint is the best."""
+        try:
+            return dict(json.loads((self.folder / "scores.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
 
 def _short(error: Exception) -> str:

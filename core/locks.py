@@ -22,11 +22,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process is at work in the folder."""
+    """Whether a process is at work in the folder; changes nothing there."""
     try:
-        with alone(folder):
-            return False
-    except ConfigError:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
         return True
-    except OSError:
+    except FileNotFoundError:
         return False

@@ -38,10 +38,15 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """All complete rows of a JSON-lines file; a last line that was cut off by a kill is left out."""
     path = Path(path)
     lines = (path.read_text() if path.exists() else "").splitlines(keepends=True)
-    try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is damaged: a line is not JSON ({error}); restore it or remove that line") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                row = json.loads(line)
+                rows.append({**row, "step": int(row["step"]), "seed": int(row["seed"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path} is damaged in line {number} ({error!r}); restore or remove it") from None
+    return rows
 
 
 class Lines:
@@ -50,8 +55,8 @@ class Lines:
     def __init__(self, path: str | Path, resume_at: int | None = None):
         """Args: resume_at: drop the rows after this step, which a resumed run writes again."""
         self.path = Path(path)
-        if resume_at is not None and self.path.exists():
-            kept = [row for row in read_lines(self.path) if row["step"] <= resume_at]
+        if self.path.exists():  # a last line that a kill cut off goes in any case
+            kept = [row for row in read_lines(self.path) if resume_at is None or row["step"] <= resume_at]
             part = self.path.with_suffix(".part")
             part.write_text("".join(json.dumps(row) + "\n" for row in kept))
             os.replace(part, self.path)
@@ -160,8 +165,8 @@ class Progress:
             self._live.update(self._bar, completed=done, speed=f"{speed:,.0f}/s", note=note)
         elif now - self._said > 10 or done >= self.total or note != self._note:
             self._said, self._note = now, note
-            left = (self.total - done) / max(pace, 1e-9)
-            self._print(f"{done:>9,}/{self.total:,} {self.unit}  {speed:,.0f}/s  {left:,.0f} s left  {note}")
+            left = f"{(self.total - done) / pace:,.0f} s left" if pace else ""
+            self._print(f"{done:>9,}/{self.total:,} {self.unit}  {speed:,.0f}/s  {left}  {note}")
 
     def say(self, text: str) -> None:
         self._print(text)

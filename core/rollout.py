@@ -71,7 +71,7 @@ class JaxBatch:
             step_key = jax.random.fold_in(jax.random.fold_in(key, episode), obs.step + 1)
             moved, ts = self.env.step(env, action, step_key)
             none = jnp.zeros_like(active)
-            idle = TimeStep(obs, obs, ts.reward * 0, none, none, ts.success * 0)
+            idle = TimeStep(obs, obs, jnp.zeros_like(ts.reward), none, none, jnp.zeros_like(ts.success))
             return _select(active, moved, env), _select(active, ts, idle)
 
         active = jnp.ones(self.num_envs, bool) if active is None else active
@@ -83,6 +83,7 @@ class JaxBatch:
             fresh = jax.vmap(self._begin)(state.key, episode, state.fixed_task)
             return jax.vmap(_select)(over, fresh, (env, obs))
 
+        # under vmap over policies or seeds this is a select, and every step makes new episodes
         env, obs = jax.lax.cond(over.any(), renew, lambda env, obs: (env, obs), env, ts.final_obs)
         return state._replace(env=env, obs=obs, episode=episode), ts._replace(obs=obs)
 
@@ -186,8 +187,8 @@ def _tally(spec: EnvSpec, tally: _Tally, ts: TimeStep) -> _Tally:
 class Evaluator:
     """Judges S policies at once on exactly the first n episodes of each of their B slots.
 
-    Short episodes are not over-represented: a slot that has played its n episodes waits for the others.  The policy
-    compiles once, however often it is judged.
+    Short episodes are not over-represented: a slot that has played its n episodes waits for the others.
+    However often policies are judged, nothing compiles again.
     """
 
     def __init__(self, act: Act, init_carry, env: JaxBatch | HostEnv, num_policies: int, episodes: int):
@@ -215,6 +216,8 @@ class Evaluator:
         if len(seeds) != self.num_policies:
             raise ValueError(f"{len(seeds)} seeds for {self.num_policies} policies")
         tasks = np.broadcast_to(0 if task is None else task, self.slots).astype(np.int32)
+        if task is not None and not ((tasks >= 1) & (tasks <= self.env.spec.num_tasks)).all():
+            raise ValueError(f"{self.env.spec.name} has tasks 1 to {self.env.spec.num_tasks}, not {task}")
         slots = np.array([slot_seeds(seed, self.slots) for seed in seeds], np.uint32)
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         if self.jitted:
@@ -234,13 +237,15 @@ class Evaluator:
         env, obs = self.env.reset(slots, task)
 
         def one(loop):
-            env, obs, carry, tally, t = loop
+            env, obs, carry, tally, sound, t = loop
             out = self._policy(state, obs, carry, key, t)
+            sound = sound & jnp.isfinite(out.action.astype(jnp.float32)).all()
             env, ts = self.env.step(env, out.action, tally.count < self.episodes)
-            return env, ts.obs, out.carry, _tally(self.env.spec, tally, ts), t + 1
+            return env, ts.obs, out.carry, _tally(self.env.spec, tally, ts), sound, t + 1
 
-        playing = lambda loop: (loop[3].count < self.episodes).any()  # noqa: E731
-        return jax.lax.while_loop(playing, one, (env, obs, *self._begin(), 0))[3].done
+        playing = lambda loop: (loop[3].count < self.episodes).any() & loop[4]  # noqa: E731
+        *_, tally, sound, _ = jax.lax.while_loop(playing, one, (env, obs, *self._begin(), jnp.bool_(True), 0))
+        return jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), tally.done)
 
     def _host_step(self, states, keys, obs, carry, tally, ts, t):
         """Count the step that led here, then act: one dispatch per step of the simulators."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core.config import ConfigError
 from core.types import Array, Key, Sampler
 
 
@@ -23,13 +24,13 @@ def uniform(n: int) -> Sampler:
 def alias_table(weight: Array) -> Sampler:
     """Table for probabilities proportional to `weight` f[N]; O(N) memory, built in float64.
 
-    Raises: ValueError when a weight is negative or not finite, or when all are zero.
+    Raises: ConfigError when a weight is negative or not finite, or when all are zero.
     """
     weight = np.asarray(weight, np.float64)
     bad = np.flatnonzero(~(weight >= 0) | ~np.isfinite(weight))
     if weight.ndim != 1 or len(bad) or not weight.sum() > 0:
         what = f"row {bad[0]} is {weight.ravel()[bad[0]]}" if len(bad) else f"shape {weight.shape}, sum {weight.sum()}"
-        raise ValueError(f"sampling weights must be a vector of finite numbers >= 0 with a positive sum: {what}")
+        raise ConfigError(f"sampling weights must be a vector of finite numbers >= 0 with a positive sum: {what}")
     n = len(weight)
     mass = weight * (n / weight.sum())  # mean 1
     light, heavy = np.flatnonzero(mass < 1), np.flatnonzero(mass >= 1)

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from core.config import ConfigError, require_finite
 from core.locks import alone
+from core.metrics import write_json
 from core.seeds import derive
 from envs import datasets, registry
 from envs.workers import Pool
@@ -112,16 +112,19 @@ def collect(
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
     with alone(parts):
+        if out.exists():  # another process was faster
+            shutil.rmtree(parts)
+            raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
         card = _collect(recipe, out, parts, workers, made, report)
         shutil.rmtree(parts)
     return card
 
 
 def _collect(recipe: Recipe, out: Path, parts: Path, workers: int, made: dict[str, Any], report) -> dict[str, Any]:
-    note, wanted = parts / "recipe.json", json.dumps(asdict(recipe))
-    if note.exists() and note.read_text() != wanted:
+    note = parts / "recipe.json"
+    if note.exists() and _recipe(note) != asdict(recipe):
         raise ConfigError(f"{parts} holds the beginning of another collection ({note.read_text()}); delete it first")
-    note.write_text(wanted)
+    write_json(note, asdict(recipe))
     files = [parts / f"{block:06d}.npz" for block in range(-(-recipe.episodes // BLOCK))]
     missing = [block for block, path in enumerate(files) if not _whole(path)]
 
@@ -145,6 +148,13 @@ def _collect(recipe: Recipe, out: Path, parts: Path, workers: int, made: dict[st
     return datasets.write(out, arrays, {"task": recipe.task, "recipe": asdict(recipe), **made})
 
 
+def _recipe(note: Path) -> Any:
+    try:
+        return json.loads(note.read_text())
+    except ValueError:
+        return None
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as block:
         return {key: block[key] for key in datasets.ARRAYS}
@@ -154,5 +164,5 @@ def _whole(path: Path) -> bool:
     """Whether a block was written and can be read; one that was damaged is played again."""
     try:
         return bool(_load(path))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except datasets.DAMAGED:
         return False

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from core import dataset as ds
 from core.dataset import DataError
 from core.types import Dataset, EnvSpec
 
+# what reading a damaged npz has been seen to raise
+DAMAGED = (
+    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 ARRAYS = ("state", "action", "reward", "terminated", "length", "success")
 
 
@@ -109,10 +115,10 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 raise DataError(f"{path}: its card names no task and hash; write it by envs.datasets.write")
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: cannot be read, it is cut off or damaged ({error}). Make or copy it again") from error
     _check_lengths(arrays, str(path))
-    if digest(arrays) != card.get("sha256"):
+    if digest(arrays) != card["sha256"]:
         raise DataError(f"{path}: its arrays do not have the hash on its card. Make or copy it again")
     return arrays, card
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 HELP = """\
 usage: rheostat COMMAND ...
@@ -30,21 +31,32 @@ def main(argv: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if args else 2
+    return guarded("rheostat", lambda: _run(args))
+
+
+def _run(args: list[str]) -> None:
     import tyro
 
-    from core.config import ConfigError, choose
+    from core.config import choose
+    from experiments import commands
+
+    command = choose("command", args[0], commands.COMMANDS)
+    if command is commands.train:
+        commands.train(args[1:])
+    else:
+        tyro.cli(command, args=args[1:], prog=f"rheostat {args[0]}")
+
+
+def guarded(name: str, work: Callable[[], None]) -> int:
+    """Do some work; what is expected to go wrong becomes a message and an exit code, as in `main`."""
+    from core.config import ConfigError
     from envs.render import RenderError
     from envs.workers import WorkerError
-    from experiments import commands
     from experiments.runs import Failed, Stopped
 
     sys.stdout.reconfigure(errors="replace")  # a terminal without ± still shows the rest
     try:
-        command = choose("command", args[0], commands.COMMANDS)
-        if command is commands.train:
-            commands.train(args[1:])
-        else:
-            tyro.cli(command, args=args[1:], prog=f"rheostat {args[0]}")
+        work()
         sys.stdout.flush()
         return 0
     except ConfigError as error:
@@ -58,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         code, said = error.code, error
     except KeyboardInterrupt:
         code, said = 130, "interrupted"
-    print(f"rheostat: {said}", file=sys.stderr)
+    print(f"{name}: {said}", file=sys.stderr)
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from core.metrics import Progress
 from envs import collect as maker
 from envs.collect import Recipe
 from experiments import runs
-from experiments.runs import Failed
+from experiments.runs import Stopped
 
 
 def collect(recipe: Recipe, out: Path | None = None, workers: int = 0, quiet: bool = False) -> dict[str, Any]:
@@ -24,6 +25,11 @@ def collect(recipe: Recipe, out: Path | None = None, workers: int = 0, quiet: bo
     progress.stage("playing")
     begun = False
 
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number, f"what was played is kept: run the same command again to go on with {out}")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def report(done: int) -> None:
         nonlocal begun
         if not begun:
@@ -33,10 +39,10 @@ def collect(recipe: Recipe, out: Path | None = None, workers: int = 0, quiet: bo
 
     try:
         card = maker.collect(recipe, out, os.cpu_count() if workers == 0 else workers, runs.provenance(), report)
-    except KeyboardInterrupt:
-        raise Failed(f"stopped; what was played is kept: run the same command again to go on with {out}") from None
     finally:
         progress.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     progress.say(
         f"{out}: {card['episodes']} episodes, {card['transitions']:,} transitions, "
         f"return {card['return']['mean']:.1f} ({card['return']['min']:.1f} to {card['return']['max']:.1f}), "

@@ -22,6 +22,7 @@ from envs.collect import Recipe
 from envs.registry import Options
 from envs.render import RenderError
 from experiments import plots
+from experiments.cli import guarded
 from experiments.clip import record
 from experiments.collect import collect
 from experiments.evaluate import evaluate
@@ -39,13 +40,11 @@ OUT = Path("runs/demo")
 
 
 def judged(folder: Path) -> dict:
-    """Success of a finished run on fresh episodes: mean and interval, seed by seed too."""
+    """Success of a finished run on fresh episodes: mean and interval."""
     rows = evaluate(folder, FRESH, envs=10, seed=2_000_000)
     scores = np.array([row["successes"] for row in rows])
     low, high = bootstrap(scores)
-    return {
-        "mean": float(scores.mean()), "low": low, "high": high, "episodes": scores.size
-    }  # fmt: skip
+    return {"mean": float(scores.mean()), "low": low, "high": high, "episodes": scores.size}
 
 
 def run(algo: str, data: Path, workers: int) -> Path:
@@ -61,7 +60,7 @@ def run(algo: str, data: Path, workers: int) -> Path:
     return train(algo, TASK, chosen)
 
 
-def main() -> int:
+def main() -> None:
     began = time.perf_counter()
     compile_cache.enable()
     workers = min(os.cpu_count() or 1, 8)
@@ -116,11 +115,7 @@ def main() -> int:
     print(f"  {command} eval {td3_bc} --episodes 100")
     print(f"  {command} train td3_bc {TASK} --data.path {data} --help")
     print(f"  {command} list tasks")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ConfigError as error:
-        sys.exit(f"demo: {error}")
+    sys.exit(guarded("demo", main))

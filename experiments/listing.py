@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 import algos
 import envs
 from core.config import ConfigError
+from envs import datasets
 from experiments import runs
 
 
@@ -30,16 +30,19 @@ def _tasks(_: Path | None) -> list[str]:
 def _datasets(root: Path | None) -> list[str]:
     lines = []
     for path in sorted(Path(root or "data").rglob("*.npz")):
+        if path.parent.suffix == ".parts":  # of a collection under way
+            continue
         try:
             with np.load(path, allow_pickle=False) as file:
                 card = json.loads(str(file["card"]))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            text = (
+                f"{path}  {card['task']}  {card['episodes']} episodes  {card['transitions']} transitions  "
+                f"return {card['return']['mean']:.1f}  success {card['success']:.2f}"
+            )
+        except datasets.DAMAGED as error:
             lines.append(f"{path}  not a dataset of ours ({type(error).__name__})")
             continue
-        lines.append(
-            f"{path}  {card['task']}  {card['episodes']} episodes  {card['transitions']} transitions  "
-            f"return {card['return']['mean']:.1f}  success {card['success']:.2f}"
-        )
+        lines.append(text)
     return lines or [f"no datasets below {root or 'data'}; make one: rheostat collect TASK"]
 
 

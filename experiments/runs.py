@@ -40,14 +40,11 @@ class Failed(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the run after its state was saved."""
+    """A signal ended the work; the message says how to go on with what was saved."""
 
-    def __init__(self, number: int, folder: Path, step: int):
+    def __init__(self, number: int, message: str):
         self.code = 128 + number
-        name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name} at update {step}, state saved, exit code {self.code}; go on: rheostat resume {folder}"
-        )
+        super().__init__(f"stopped by {signal.Signals(number).name}, exit code {self.code}; {message}")
 
 
 def create(run: Run, meta: dict[str, Any]) -> None:
@@ -112,7 +109,7 @@ def data_hash(folder: Path) -> str:
     """SHA-256 of the data that a run was made with, from its meta.json."""
     try:
         return json.loads((folder / "meta.json").read_text())["data"]["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / 'meta.json'} is missing or damaged ({error}); restore it") from None
 
 

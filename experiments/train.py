@@ -22,7 +22,7 @@ from core.dataset import DataError
 from core.locks import alone
 from core.metrics import Lines, Progress, read_lines, sink
 from core.rollout import Evaluator, JaxBatch, Judged
-from core.types import Data, RunState, Start
+from core.types import RunState, Start
 from envs import datasets, registry
 from experiments import options, runs
 from experiments.runs import Failed, Run, Stopped
@@ -71,29 +71,29 @@ class Job:
         self.start = Start(dataset.identity_norm(width, self.spec.action_dim))  # its shapes count, until there are data
         self.template = jax.eval_shape(self.begin)
         self.data, self.card = None, {}
+        self.place(run.folder)
 
-    @property
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.run.folder / "ckpt", self.chosen.keep)
+    def place(self, folder: Path) -> None:
+        """Where the run lies."""
+        self.run = self.run._replace(folder=folder)
+        self.checkpoints = Checkpoints(folder / "ckpt", self.chosen.keep)
 
     def identity(self, data_hash: str) -> str:
         return options.identity(self.run.algo, self.run.task, self.chosen, data_hash)
 
     def read(self) -> None:
-        """Read the dataset, to train on it."""
+        """Read the dataset, put it on the device with what the algorithm prepares, and trace an update."""
         source, config = self.chosen.data, self.chosen.config
         self.data, self.card = datasets.read(source.path, self.spec, None if source.any_task else self.run.task)
         self.start = Start(dataset.norm(self.data, config.state_norm, config.action_norm))
-
-    def begin(self) -> RunState:
-        return loop.begin(self.algorithm, self.start, self.chosen.seeds)
-
-    def device_data(self) -> Data:
-        """The dataset with what the algorithm prepares, sampled from the transitions that it can use."""
         extra = self.algorithm.prepare(self.data, self.start) if self.algorithm.prepare else ()
         usable = self.algorithm.eligible(self.data) if self.algorithm.eligible else None
         sampler = None if usable is None else sampling.alias_table(usable)
-        return batches.data(self.data, self.start.norm, sampler, extra=extra)
+        self.on_device = batches.data(self.data, self.start.norm, sampler, extra=extra)
+        jax.eval_shape(loop.epoch(self.algorithm, 1), self.template, self.on_device)  # refuses what only tracing shows
+
+    def begin(self) -> RunState:
+        return loop.begin(self.algorithm, self.start, self.chosen.seeds)
 
     def evaluator(self, simulators: int, episodes: int) -> Evaluator:
         """Judges all seeds at once on `episodes` each; close its `env` afterwards."""
@@ -134,11 +134,12 @@ def train(algo: str, task: str, chosen: options.Train, quiet: bool = False) -> P
     job = Job(Run(Path(chosen.out), algo, task, chosen))
     job.read()
     identity = job.identity(job.card["sha256"])
-    job.run = job.run._replace(folder=Path(chosen.out) / algo / task / (chosen.name or identity[:8]))
+    job.place(Path(chosen.out) / algo / task / (chosen.name or identity[:8]))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     with _Live(job, identity, quiet) as live:
         runs.create(job.run, {**runs.provenance(), "device": device, "data": {"path": chosen.data.path, **job.card}})
-        live.go(job.begin(), 0)
+        with alone(job.run.folder):
+            live.go(job.begin(), 0)
     return job.run.folder
 
 
@@ -153,8 +154,14 @@ def resume(
 
     Args: updates: train longer than first planned; data: where the dataset lies now.
     """
+    runs.load(folder)  # a run folder, before a lock is put into it
+    with alone(Path(folder)):
+        return _resume(folder, step, updates, data, quiet)
+
+
+def _resume(folder: str | Path, step: int | None, updates: int | None, data: str | None, quiet: bool) -> Path:
     run = runs.load(folder)
-    chosen = dataclasses.replace(run.train, updates=updates or run.train.updates)
+    chosen = run.train if updates is None else dataclasses.replace(run.train, updates=updates)
     if data:
         chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, path=str(Path(data).absolute())))
     job, state = Job(run._replace(train=chosen)), None
@@ -164,10 +171,10 @@ def resume(
     identity = job.identity(job.card["sha256"])
     if job.checkpoints.steps() or step is not None:
         step, state = job.checkpoints.restore(job.template, identity, step)
-    elif runs.status(run.folder).get("step"):
+    elif runs.status(run.folder).get("saved"):
         raise ConfigError(f"the checkpoints of {run.folder} are gone; restore {run.folder / 'ckpt'} or start a new run")
     step = step or 0  # stopped before its first checkpoint: it begins anew
-    if step >= chosen.updates:
+    if step > chosen.updates or (step == chosen.updates and _evaluated(run.folder, step, chosen.seeds)):
         raise ConfigError(
             f"{run.folder} is done: {step} of {chosen.updates} updates. To train longer: "
             f"rheostat resume {run.folder} --updates {2 * step}"
@@ -175,6 +182,10 @@ def resume(
     with _Live(job, identity, quiet) as live:
         live.go(job.begin() if state is None else state, step)
     return run.folder
+
+
+def _evaluated(folder: Path, step: int, seeds: tuple[int, ...]) -> bool:
+    return {row["seed"] for row in read_lines(folder / "eval.jsonl") if row["step"] == step} >= set(seeds)
 
 
 class _Live:
@@ -200,22 +211,23 @@ class _Live:
             self.progress.close()
 
     def go(self, state: RunState, step: int) -> None:
-        with alone(self.run.folder):
-            try:
-                self._go(state, step)
-            except Stopped:
-                self._status("stopped")
-                raise
-            except BaseException as error:
-                self._status("failed", reason=str(error) or type(error).__name__)
-                if not isinstance(error, Failed):
-                    self.progress.say(f"to go on with what was saved: rheostat resume {self.run.folder}")
-                raise
+        """Train; the caller holds the folder's lock."""
+        self.step = self.saved = step
+        self.losers = self._failed_seeds(np.asarray(state.failed))
+        self.progress = Progress(self.chosen.updates, quiet=self.quiet)
+        try:
+            self._go(state, step)
+        except Stopped:
+            self._status("stopped")
+            raise
+        except BaseException as error:
+            self._status("failed", reason=str(error) or type(error).__name__)
+            if not isinstance(error, Failed):
+                self.progress.say(f"to go on with what was saved: rheostat resume {self.run.folder}")
+            raise
 
     def _go(self, state: RunState, step: int) -> None:
         chosen, folder, checkpoints = self.chosen, self.run.folder, self.job.checkpoints
-        self.step, self.losers = step, []
-        self.progress = Progress(chosen.updates, quiet=self.quiet)
         self._status("running")
         runs.save(self.run._replace(train=chosen))
         checkpoints.drop_after(step)
@@ -225,36 +237,38 @@ class _Live:
         self.progress.stage("compiling")
         # placed also on one device: a restored state then compiles to the program that the cache holds
         mesh = sharding.mesh(len(chosen.seeds))
-        state, data = sharding.place(state, self.job.device_data(), mesh)
+        state, data = sharding.place(state, self.job.on_device, mesh)
         self.program = loop.compiled(self.job.algorithm, state, data, chosen.epoch, mesh)
         self.progress.say(f"compiled in {self.program.seconds:.1f} s")
         self.progress.start_at(step)
-        if step and step % chosen.eval.every == 0 and step not in {row["step"] for row in read_lines(self.evals.path)}:
-            self._evaluate(state)  # stopped after saving, before evaluating
+        due = step and (step % chosen.eval.every == 0 or step == chosen.updates)
+        if due and not _evaluated(folder, step, chosen.seeds):  # it ended between saving and evaluating
+            self.evals = Lines(self.evals.path, resume_at=step - 1)
+            if not self._evaluate(state):
+                self._stop()
         self.progress.stage("training")
         try:
             for report in loop.offline(self.program, state, data, step, chosen.updates):
                 self._between(report)
         except loop.Diverged as error:
             raise Failed(f"{folder}: {error}") from error
+        self._status("done")
 
     def _between(self, report: loop.Report) -> None:
         """Log; save; then evaluate, which takes longest: a stop in the meantime loses nothing."""
         chosen, self.step = self.chosen, report.step
         failed = np.asarray(report.run.failed)
-        self.losers = [seed for seed, bad in zip(chosen.seeds, failed, strict=True) if bad]
-        done = self.step >= chosen.updates
-        evaluate = done or failed.all() or self.step % chosen.eval.every == 0
+        self.losers = self._failed_seeds(failed)
+        evaluate = self.step >= chosen.updates or failed.all() or self.step % chosen.eval.every == 0
+        stop = self.stopping.signal is not None
         self._write(self.metrics, self._metric_rows(report, failed))
-        if evaluate or self.stopping.signal or self.step % chosen.save_every == 0:
+        if evaluate or stop or self.step % chosen.save_every == 0:
             self.job.checkpoints.save(self.step, report.run, self.identity)
+            self.saved = self.step
             self._status("running")
-        if evaluate and (done or not self.stopping.signal):
-            self._evaluate(report.run)
-        if self.stopping.signal and not done:
-            raise Stopped(self.stopping.signal, self.run.folder, self.step)
-        if done:
-            self._status("done")
+        judged = evaluate and not stop and self._evaluate(report.run)
+        if stop or judged != evaluate:
+            self._stop()
         lost = f"  FAILED: seeds {self.losers}" if self.losers else ""
         self.progress.advance(self.step, f"{self.note}{lost}", chosen.epoch / report.seconds)
 
@@ -270,11 +284,12 @@ class _Live:
             for i, seed in enumerate(self.chosen.seeds)
         ]  # fmt: skip
 
-    def _evaluate(self, state: RunState) -> None:
+    def _evaluate(self, state: RunState) -> bool:
+        """Whether it was played to its end."""
         self.progress.stage("evaluating")
         rows = self.job.judge(self.evaluator, state, self.step, self.chosen.eval.seed)
         if rows is None:
-            return
+            return False
         self._write(self.evals, rows)
         sound = [row for row in rows if not row["failed"]]
         if sound:
@@ -282,6 +297,15 @@ class _Live:
             self.job.checkpoints.score(self.step, score)
             self.note = f"return {score:.1f}  success {np.mean([row['success'] for row in sound]):.2f}"
         self.progress.stage("training")
+        return True
+
+    def _stop(self) -> None:
+        raise Stopped(
+            self.stopping.signal, f"state saved at update {self.step}; go on: rheostat resume {self.run.folder}"
+        )
+
+    def _failed_seeds(self, failed: np.ndarray) -> list[int]:
+        return [seed for seed, bad in zip(self.chosen.seeds, failed, strict=True) if bad]
 
     def _write(self, lines: Lines, rows: list[dict[str, Any]]) -> None:
         lines.write(rows)
@@ -290,5 +314,5 @@ class _Live:
                 copy.write(row)
 
     def _status(self, state: str, **more: Any) -> None:
-        where = {"step": self.step, "updates": self.chosen.updates, "failed_seeds": self.losers}
+        where = {"step": self.step, "saved": self.saved, "updates": self.chosen.updates, "failed_seeds": self.losers}
         runs.set_status(self.run.folder, state, **where, **more)

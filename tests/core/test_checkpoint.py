@@ -36,8 +36,13 @@ def test_last_two_and_best_stay(tmp_path):
     kept.score(5, float("nan"))  # no score at all
     assert kept.steps() == [2, 4, 5]
     assert kept.best() == 2
-    kept.drop_after(4)
-    assert kept.steps() == [2, 4]
+    kept.score(4, 99.0)
+    kept.drop_after(2)
+    assert kept.steps() == [2]
+    kept.save(4, tree(4), "config")
+    assert kept.best() == 2  # the score of the dropped one is forgotten
+    (tmp_path / "ckpt" / "scores.json").write_text("{")
+    assert kept.best() is None
 
 
 def damage(folder):
@@ -65,7 +70,7 @@ def test_cut_off_is_refused(tmp_path):
     for path in (tmp_path / "ckpt" / "000000001" / "meta").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no older one is whole"):
+    with pytest.raises(CheckpointError, match="no older one can be used"):
         kept.restore(tree(0), "config")
 
 
@@ -88,6 +93,6 @@ def test_a_full_disk_leaves_the_older_ones(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept._orbax, "save", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*\[1\]"):
+    with pytest.raises(OSError, match=r"No space left.*\[1\]"):
         kept.save(2, tree(2), "config")
     assert kept.steps() == [1]

@@ -14,14 +14,17 @@ from core.seeds import derive, slot_seeds
 
 def test_lines_keep_rows_and_drop_what_a_resume_writes_again(tmp_path):
     lines = metrics.Lines(tmp_path / "m.jsonl")
-    lines.write([{"step": s, "x": np.float32(s), "bad": float("nan")} for s in (1, 2, 3)])
+    lines.write([{"step": s, "seed": 0, "x": np.float32(s), "bad": float("nan")} for s in (1, 2, 3)])
     with (tmp_path / "m.jsonl").open("a") as file:
         file.write('{"step": 4, "x"')  # cut off by a kill
     assert [row["step"] for row in metrics.read_lines(tmp_path / "m.jsonl")] == [1, 2, 3]
-    metrics.Lines(tmp_path / "m.jsonl", resume_at=2).write([{"step": 3, "x": 9}])
+    metrics.Lines(tmp_path / "m.jsonl", resume_at=2).write([{"step": 3, "seed": 0, "x": 9}])
     rows = metrics.read_lines(tmp_path / "m.jsonl")
     assert [(row["step"], row["x"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 9)]
     assert rows[0]["bad"] is None
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "seed": 0}\n[]\n')
+    with pytest.raises(config.ConfigError, match="damaged in line 2"):
+        metrics.read_lines(tmp_path / "m.jsonl")
 
 
 def test_progress_says_lines_where_there_is_no_terminal(capsys):

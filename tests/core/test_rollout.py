@@ -86,7 +86,6 @@ def test_no_key_is_used_twice():
         env, obs = jax.jit(batch.reset)(np.array([3, 4], np.uint32))
         start = RolloutState(env, obs, CARRY(2))
         jax.jit(rollout(act, CARRY, batch, 12))(jnp.float32(0.5), start, jax.random.key(1))
-        Evaluator(act, CARRY, batch, 1, 1)(jnp.ones((1,)), [3])
 
 
 def constant(state, obs, carry, key):
@@ -142,6 +141,28 @@ def test_both_evaluators_agree():
         evaluator = Evaluator(act, CARRY, env, num_policies=1, episodes=2)
         results.append(evaluator(jnp.ones((1,)), [3], task=[1, 2]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
+
+
+@pytest.mark.parametrize("task", ["toy/value", "toy/pointmaze"])
+def test_actions_that_are_not_finite_are_seen_where_the_reward_hides_them(task):
+    def bad(state, obs, carry, key):
+        return ActOut(jnp.full((2, *envs.make(task).spec.action_shape), state), carry)
+
+    if envs.make(task).spec.num_actions:
+        pytest.skip("discrete actions are always finite")
+    for on_host in (False, True):
+        env = envs.make(task, 2, envs.Options(host=on_host, max_steps=0))
+        judged = Evaluator(bad, lambda num: (), env, 1, 1)(jnp.array([np.nan]), [0])
+        assert np.isnan(judged.ret).all()
+
+
+def test_an_interrupted_evaluation_gives_nothing():
+    env = envs.make("toy/match", 2, envs.Options(host=True))
+    evaluator = Evaluator(constant, lambda num: (), env, 1, 1)
+    asked = []
+    evaluator.interrupted = lambda: asked.append(0) or len(asked) > 3
+    assert evaluator(jnp.zeros((1, 2)), [0]) is None
+    assert len(asked) == 4
 
 
 def counting_spec(rule):

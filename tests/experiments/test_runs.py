@@ -22,6 +22,7 @@ from core.metrics import read_lines
 from envs import datasets
 from experiments import runs, tables
 from experiments.cli import main
+from experiments.train import Job
 from tests.conftest import match_arrays
 
 SMALL = [
@@ -168,6 +169,7 @@ def test_bad_numbers_and_files_are_refused_before_training(match_file, tmp_path,
     assert "size must be at least 1" in refused(capsys, *arguments(match_file, tmp_path, "--config.hidden", "0"))
     assert "--config.alpha nan" in refused(capsys, *arguments(match_file, tmp_path, "--config.alpha", "nan"))
     assert "without '/'" in refused(capsys, *arguments(match_file, tmp_path, "--name", "../x"))
+    assert "period" in refused(capsys, *arguments(match_file, tmp_path, "--config.actor-period", "0"))
     assert "tasks 1 to 1" in refused(capsys, *arguments(match_file, tmp_path, "--eval.tasks", "2"))
     assert not list(tmp_path.rglob("config.json"))
 
@@ -206,6 +208,7 @@ def test_all_seeds_failed_is_exit_1_and_stays_so(match_file, tmp_path, capsys):
     assert (status["state"], status["step"], status["failed_seeds"]) == ("failed", 20, [0])
     assert main(["resume", str(folder)]) == 1
     assert len(read_lines(folder / "metrics.jsonl")) == 1
+    assert runs.status(folder)["failed_seeds"] == [0]
 
 
 def test_a_run_folder_can_be_moved_and_judged_without_its_data(straight, tmp_path, capsys):
@@ -229,16 +232,62 @@ def test_resuming_at_an_older_step_drops_the_later_ones(straight, tmp_path):
     assert untimed(folder) == untimed(straight)
 
 
-def test_an_evaluation_that_a_stop_skipped_is_made_up_for(straight, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(straight, folder)
-    kept = Checkpoints(folder / "ckpt")
-    if 60 not in kept.steps():
-        pytest.skip("the best was another one")
-    rows = [row for row in read_lines(folder / "eval.jsonl") if row["step"] > 60]
-    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["resume", str(folder), "--step", "60"]) == 0
-    assert untimed(folder, "eval.jsonl") == untimed(straight, "eval.jsonl")
+def signalling(folder, at):
+    """A `Job.judge` that gets a SIGTERM while it judges update `at`."""
+    judge = Job.judge
+
+    def judged(self, evaluator, state, step, seed):
+        if step == at and not (folder / "asked").exists():
+            (folder / "asked").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return judge(self, evaluator, state, step, seed)
+
+    return judged
+
+
+@pytest.mark.parametrize("at", [60, 120])
+def test_a_stop_during_an_evaluation_loses_nothing(at, match_file, tmp_path, straight, monkeypatch):
+    """On the host an evaluation ends at once; the state is saved, and the resumed run makes up for it."""
+    command = arguments(match_file, tmp_path, "--seeds", "0", "1", "--env.host", "--name", "run")
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    monkeypatch.setattr(Job, "judge", signalling(tmp_path, at))
+    assert main(command) == 128 + signal.SIGTERM
+    assert (runs.status(folder)["state"], runs.status(folder)["saved"]) == ("stopped", at)
+    assert at not in {row["step"] for row in read_lines(folder / "eval.jsonl")}
+    (tmp_path / "asked").unlink()
+    assert main(["resume", str(folder)]) == 128 + signal.SIGTERM  # once more, in the evaluation that is made up for
+    assert runs.status(folder)["saved"] == at
+    assert main(["resume", str(folder)]) == 0
+    assert runs.status(folder)["state"] == "done"
+    assert [row["step"] for row in read_lines(folder / "eval.jsonl")] == [60, 60, 120, 120]
+    assert final(folder)["digest"] == final(straight)["digest"]
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(match_file, tmp_path, straight, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    command = arguments(match_file, tmp_path, "--seeds", "0", "1", "--name", "run")
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        assert main(command) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert main(["resume", str(folder)]) == 0
+    assert final(folder)["digest"] == final(straight)["digest"]
+    assert untimed(folder) == untimed(straight)
+
+
+def test_a_run_of_two_devices_goes_on_with_one(match_file, tmp_path):
+    command = arguments(
+        match_file, tmp_path, "--seeds", "0", "1", "--updates", "40", "--eval.every", "40", "--name", "run"
+    )
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-m", "experiments.cli", *command], env=env, check=True, timeout=300)
+    folder = tmp_path / "td3_bc" / "toy/match" / "run"
+    assert json.loads((folder / "meta.json").read_text())["device"].startswith("2 x")
+    assert main(["eval", str(folder), "--episodes", "2", "--envs", "2"]) == 0
+    assert main(["resume", str(folder), "--updates", "80"]) == 0
 
 
 def test_ctrl_c_in_process_saves(match_file, tmp_path):
