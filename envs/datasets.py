@@ -24,7 +24,7 @@ from core.types import Dataset, EnvSpec
 
 # what reading a damaged npz has been seen to raise
 DAMAGED = (
-    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, RuntimeError, NotImplementedError),
+    *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
 ARRAYS = ("state", "action", "reward", "terminated", "length", "success")

@@ -8,7 +8,7 @@ from core.config import ConfigError
 from core.metrics import Lines
 from core.types import RunState
 from experiments import options, runs
-from experiments.train import Job
+from experiments.job import Job
 
 
 def checkpoint(folder: str | Path, step: int | None = None, best: bool = False) -> tuple[Job, int, RunState]:

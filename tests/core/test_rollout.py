@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import envs
-from core.rollout import Evaluator, RolloutState, host_rollout, rollout
+from core.evaluate import Evaluator
+from core.rollout import RolloutState, host_rollout, rollout
 from core.types import ActOut
 
 B, T = 3, 25

@@ -20,6 +20,16 @@ def whole(tmp_path_factory):
     return out, card, seen
 
 
+class Stop(Exception):
+    pass
+
+
+def stop(done):
+    """Stops a collection once something was played."""
+    if done:
+        raise Stop
+
+
 def test_card_and_arrays(whole):
     out, card, seen = whole
     arrays, _ = datasets.load(out)
@@ -53,13 +63,6 @@ def test_a_stopped_collection_goes_on(whole, tmp_path, monkeypatch):
     out = tmp_path / "reach.npz"
     parts = tmp_path / "reach.npz.parts"
 
-    class Stop(Exception):
-        pass
-
-    def stop(done):
-        if done:
-            raise Stop
-
     with pytest.raises(Stop):
         collect.collect(RECIPE, out, 1, {}, stop)
     kept = sorted(parts.glob("*.npz"))
@@ -76,13 +79,6 @@ def test_a_stopped_collection_goes_on(whole, tmp_path, monkeypatch):
 
 def test_a_damaged_block_is_played_again(whole, tmp_path):
     out = tmp_path / "reach.npz"
-
-    class Stop(Exception):
-        pass
-
-    def stop(done):
-        if done:
-            raise Stop
 
     with pytest.raises(Stop):
         collect.collect(RECIPE, out, 1, {}, stop)

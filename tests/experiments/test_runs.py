@@ -22,7 +22,7 @@ from core.metrics import read_lines
 from envs import datasets
 from experiments import runs, tables
 from experiments.cli import main
-from experiments.train import Job
+from experiments.job import Job
 from tests.conftest import match_arrays
 
 SMALL = [
