@@ -59,7 +59,7 @@ class Policy(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Gaussian:
         cfg = self.cfg
-        heads = choose("loss", cfg.loss, {"mse": 1, "gaussian": 2})
+        heads = 2 if cfg.loss == "gaussian" else 1
         x = encoder(cfg.encoder)(obs) if self.pixels else obs
         x = MLP((*cfg.hidden, heads * self.action_dim), norm=cfg.layer_norm, weights=cfg.weights)(x)
         if heads == 1:

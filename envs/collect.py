@@ -106,18 +106,24 @@ def collect(
     check(recipe)
     if workers < 1 or out.suffix != ".npz":
         raise ConfigError(f"workers {workers} must be at least 1, and {out} must end in .npz")
-    if out.exists():
-        raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
+    _refuse_existing(out)
     registry.make(recipe.task, 1, registry.Options(max_steps=recipe.max_steps)).close()  # refuses before we write
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
     with alone(parts):
-        if out.exists():  # another process was faster
+        try:
+            _refuse_existing(out)  # another process may have been faster
+        except ConfigError:
             shutil.rmtree(parts)
-            raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
+            raise
         card = _collect(recipe, out, parts, workers, made, report)
         shutil.rmtree(parts)
     return card
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
 
 
 def _collect(recipe: Recipe, out: Path, parts: Path, workers: int, made: dict[str, Any], report) -> dict[str, Any]:

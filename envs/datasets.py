@@ -67,7 +67,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any])
     Raises: DataError for arrays that could not be trained on, or a disk that is full.
     """
     path = Path(path)
-    ds.check(_index(arrays), str(path))
+    ds.check(_index(arrays, str(path)), str(path))
     card = {"format": "rheostat 1", **made, **describe(arrays), "sha256": digest(arrays)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -92,7 +92,7 @@ def read(path: str | Path, spec: EnvSpec | None = None, task: str | None = None)
     arrays, card = load(path)
     if task not in (None, card["task"]):
         raise DataError(f"{path} was made on {card['task']}, not on {task}; --data.any-task trains on it all the same")
-    dataset = _index(arrays)
+    dataset = _index(arrays, str(path))
     ds.check(dataset, str(path), spec)
     return dataset, card
 
@@ -117,7 +117,6 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise
     except DAMAGED as error:
         raise DataError(f"{path}: cannot be read, it is cut off or damaged ({error}). Make or copy it again") from error
-    _check_lengths(arrays, str(path))
     if digest(arrays) != card["sha256"]:
         raise DataError(f"{path}: its arrays do not have the hash on its card. Make or copy it again")
     return arrays, card
@@ -139,6 +138,6 @@ def _check_lengths(arrays: dict[str, np.ndarray], name: str) -> None:
         raise DataError(f"{name}: key 'success': it must be a finite float32 for each of the {len(length)} episodes")
 
 
-def _index(arrays: dict[str, np.ndarray]) -> Dataset:
-    _check_lengths(arrays, "dataset")
+def _index(arrays: dict[str, np.ndarray], name: str = "dataset") -> Dataset:
+    _check_lengths(arrays, name)
     return ds.from_lengths(*(arrays[name] for name in ARRAYS[:5]))

@@ -37,10 +37,6 @@ class Options:
     host: bool = False  # a jitted environment behind the host protocol
 
 
-def suites() -> list[str]:
-    return list(SUITES)
-
-
 def suite(name: str) -> ModuleType:
     """The module of a suite.  Raises: UnknownName."""
     if name not in SUITES:

@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from core.config import ConfigError, choose
+from core.config import ConfigError
 
 TRAIN = """\
 usage: rheostat train ALGO TASK [options]
@@ -45,13 +45,11 @@ def train(args: list[str]) -> None:
             raise ConfigError("train needs an algorithm and a task")
         return
     algo, task, *rest = args
-    choose("algorithm", algo, dict.fromkeys(algos.names()))
     registry.check(task)
     chosen = tyro.cli(
         options.Train, args=rest, default=preset(algo, task), prog=f"rheostat train {algo} {task}",
         description=f"Train {algo} on {task}.  The defaults are the preset's.",
     )  # fmt: skip
-    options.check(chosen)
     _jax()
     from experiments.train import train
 

@@ -18,7 +18,7 @@ from core.config import ConfigError
 from core.evaluate import Evaluator, Judged
 from core.rollout import JaxBatch
 from core.types import RunState, Start
-from envs import datasets, registry
+from envs import datasets
 from experiments import options
 from experiments.runs import Run
 
@@ -31,7 +31,6 @@ class Job:
 
     def __init__(self, run: Run):
         options.check(run.train)
-        registry.check(run.task)
         self.run, self.chosen = run, run.train
         one = envs.make(run.task, 1, dataclasses.replace(run.train.env, workers=0))
         one.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def learning_curves(
 ) -> None:
     """Draw one panel of runs by label; `level` adds a named horizontal line."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150)
-    for colour, (label, folder) in zip(COLOURS, runs.items(), strict=False):
+    for colour, (label, folder) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
         steps, scores = curve(folder, metric)
         axes.plot(steps, scores.T, color=colour, alpha=0.3, linewidth=0.8)
         axes.plot(steps, scores.mean(0), color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
