@@ -151,7 +151,7 @@ def resume_compilations() -> tuple[int, int]:
         length = np.full(200, 10, np.int32)
         datasets.write(path, {**arrays, "length": length, "success": np.zeros(200, np.float32)}, {"task": "toy/match"})
         env = {**os.environ, "RHEOSTAT_CACHE": f"{folder}/cache"}
-        sizes = ["--updates", "200", "--epoch", "100", "--eval.every", "100", "--save-every", "100"]
+        sizes = ["--steps", "200", "--epoch", "100", "--eval.every", "100", "--save-every", "100"]
         where = ["--data.path", str(path), "--out", folder, "--name", "run"]
 
         def run(*words: str) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def resume_compilations() -> tuple[int, int]:
             return int(hit), int(miss)
 
         run("train", "td3_bc", "toy/match", *where, *sizes)
-        return run("resume", f"{folder}/td3_bc/toy/match/run", "--updates", "400")
+        return run("resume", f"{folder}/td3_bc/toy/match/run", "--steps", "400")
 
 
 def measure(rounds: int, quick: bool) -> list[dict]:

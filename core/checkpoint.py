@@ -124,7 +124,7 @@ class Checkpoints:
             for older in reversed([s for s in steps if s < step]):
                 with contextlib.suppress(CheckpointError):
                     self._read(template, config, older)
-                    good = f"the last good one before it is {older}: add --step {older}"
+                    good = f"the last good one before it is {older}: add --checkpoint {older}"
                     break
             raise CheckpointError(f"checkpoint {step} in {self.folder} is refused: {error}; {good}") from error
 

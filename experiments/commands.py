@@ -58,22 +58,22 @@ def train(args: list[str]) -> None:
 
 def resume(
     run: Positional[Path],
-    step: int | None = None,
-    updates: int | None = None,
+    checkpoint: int | None = None,
+    steps: int | None = None,
     data: Path | None = None,
 ) -> None:
     """Go on with a run from its last checkpoint.
 
     Args:
         run: the run folder.
-        step: go on from this checkpoint instead; later ones are dropped.
-        updates: train to this many updates instead of those first planned.
+        checkpoint: go on from the checkpoint at this step instead of the last; later ones are dropped.
+        steps: train to this many steps instead of those first planned.
         data: where the dataset lies now, if it was moved; its hash must be the same.
     """
     _jax()
     from experiments.train import resume
 
-    print(f"done: {resume(run, step, updates, data)}")
+    print(f"done: {resume(run, checkpoint, steps, data)}")
 
 
 def evaluate(
@@ -81,7 +81,7 @@ def evaluate(
     episodes: int = 100,
     envs: int = 10,
     seed: int = 2_000_000,
-    step: int | None = None,
+    checkpoint: int | None = None,
     best: bool = False,
 ) -> None:
     """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl.
@@ -91,13 +91,13 @@ def evaluate(
         episodes: episodes for each seed of the run.
         envs: simulators for each seed, side by side.
         seed: base of the episodes' seeds; other numbers than in training give fresh ones.
-        step: the checkpoint to judge; default the last.
+        checkpoint: judge the one at this step; default the last.
         best: judge the checkpoint with the best score in training.
     """
     _jax()
     from experiments.evaluate import evaluate
 
-    evaluate(run, episodes, envs, seed, step, best)
+    evaluate(run, episodes, envs, seed, checkpoint, best)
 
 
 def collect(

@@ -55,7 +55,7 @@ def run(algo: str, data: Path, workers: int) -> Path:
         # only success is asked for, so an episode may end there
         env=Options(end_at_success=True, workers=workers),
         eval=EvalOptions(every=every, episodes=10, envs=5),
-        seeds=SEEDS, updates=UPDATES, epoch=EPOCH, save_every=every, out=str(OUT), name="demo",
+        seeds=SEEDS, steps=UPDATES, epoch=EPOCH, save_every=every, out=str(OUT), name="demo",
     )  # fmt: skip
     return train(algo, TASK, chosen)
 

@@ -36,7 +36,7 @@ def evaluate(
     rows = [{**row, "eval_seed": seed} for row in rows]
     for row in rows:
         print(
-            f"seed {row['seed']}  update {step}  {row['episodes']} episodes  return {row['return']:.2f}  "
+            f"seed {row['seed']}  step {step}  {row['episodes']} episodes  return {row['return']:.2f}  "
             f"success {row['success']:.3f}  length {row['length']:.1f}{'  FAILED' if row['failed'] else ''}"
         )
     Lines(job.run.folder / "eval_fresh.jsonl").write(rows)

@@ -55,5 +55,5 @@ def _runs(root: Path | None) -> list[str]:
             lines.append(f"{folder}  {error}")
             continue
         last = runs.status(folder)
-        lines.append(f"{folder}  {last.get('state', 'created')}  {last.get('step', 0)}/{last.get('updates', '?')}")
+        lines.append(f"{folder}  {last.get('state', 'created')}  {last.get('step', 0)}/{last.get('steps', '?')}")
     return lines or [f"no runs below {root or 'runs'}; make one: rheostat train ALGO TASK"]

@@ -18,7 +18,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    every: int = 10_000  # updates between evaluations; the last update is always evaluated
+    every: int = 10_000  # steps between evaluations; the last step is always evaluated
     episodes: int = 20  # fresh episodes per seed
     envs: int = 10  # simulators per seed that play them side by side
     seed: int = 1_000_000  # base of the episodes' seeds
@@ -34,9 +34,9 @@ class Train:
     env: Options = field(default_factory=Options)
     eval: EvalOptions = field(default_factory=EvalOptions)
     seeds: tuple[int, ...] = (0,)  # trained side by side in one program
-    updates: int = 100_000  # gradient updates per seed
-    epoch: int = 1_000  # updates per jitted program; logs, evaluations and checkpoints fall between programs
-    save_every: int = 10_000  # updates between checkpoints; evaluated and last updates are always saved
+    steps: int = 100_000  # per seed: gradient updates on a dataset, environment steps online
+    epoch: int = 1_000  # steps per report; logs, evaluations and checkpoints fall between epochs
+    save_every: int = 10_000  # steps between checkpoints; evaluated and last steps are always saved
     keep: int = 2  # checkpoints kept besides the best
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()  # copies of the metrics
     out: str = "runs"  # where run folders are made
@@ -56,10 +56,10 @@ def check_evaluation(episodes: int, envs: int, seed: int, tasks: tuple[int, ...]
 def check(train: Train) -> None:
     """Raises: ConfigError for numbers that do not fit together, and for sinks that are not installed."""
     require_finite(train)
-    if train.updates < 1:
-        raise ConfigError(f"--updates {train.updates} must be at least one epoch (--epoch {train.epoch})")
+    if train.steps < 1:
+        raise ConfigError(f"--steps {train.steps} must be at least one epoch (--epoch {train.epoch})")
     for name, every in (
-        ("updates", train.updates), ("eval.every", train.eval.every), ("save-every", train.save_every)
+        ("steps", train.steps), ("eval.every", train.eval.every), ("save-every", train.save_every)
     ):  # fmt: skip
         if train.epoch < 1 or every < 1 or every % train.epoch:
             raise ConfigError(f"--{name} {every} is not a whole number of epochs (--epoch {train.epoch})")

@@ -38,7 +38,7 @@ def learning_curves(
         axes.plot(steps, scores.mean(0), color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
     if level:
         axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
-    axes.set(title=title, xlabel="gradient updates", ylabel=metric)
+    axes.set(title=title, xlabel="steps", ylabel=metric)
     if metric == "success":
         axes.set_ylim(-0.03, 1.03)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")

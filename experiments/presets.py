@@ -13,7 +13,7 @@ from experiments.options import EvalOptions, Train
 
 def million() -> dict[str, Any]:
     """The budget that offline papers share: 1M updates (Fujimoto & Gu 2021, D4RL locomotion; 10 episodes each 5k)."""
-    return {"updates": 1_000_000, "eval": EvalOptions(every=50_000, episodes=10), "save_every": 50_000}
+    return {"steps": 1_000_000, "eval": EvalOptions(every=50_000, episodes=10), "save_every": 50_000}
 
 
 def td3_bc(task: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Row(NamedTuple):
     runs: str  # their names
     metric: str
     seeds: str  # seeds that have a final score / seeds that were started
-    updates: int  # at the final evaluation
+    steps: int  # at the final evaluation
     episodes: int  # per seed and evaluation
     final: float
     final_se: float
@@ -51,7 +51,7 @@ def rows(folders: list[Path], k: int, metric: str) -> list[Row]:
     for folder in sorted({run for root in folders for run in runs.find(root)}):
         run = runs.load(folder)
         method = options.method(run.algo, run.task, run.train, runs.data_hash(folder))
-        groups[run.algo, run.task, method, run.train.updates, run.train.eval].append(run)
+        groups[run.algo, run.task, method, run.train.steps, run.train.eval].append(run)
     if not groups:
         raise ConfigError(f"no runs below {', '.join(map(str, folders))}; a run folder has a config.json")
     ordered = sorted(groups.values(), key=lambda members: (members[0].algo, members[0].task, members[0].folder.name))
@@ -69,7 +69,7 @@ def _row(members: list[runs.Run], k: int, metric: str) -> Row:
         for row in read_lines(run.folder / "eval.jsonl"):
             curves[row["seed"]].append(row)
         for curve in curves.values():
-            if curve[-1]["failed"] or curve[-1]["step"] < run.train.updates:
+            if curve[-1]["failed"] or curve[-1]["step"] < run.train.steps:
                 continue  # a failed seed has no score
             final.append(curve[-1][metric])
             last.append(float(np.mean([row[metric] for row in curve[-k:] if not row["failed"]])))
@@ -77,7 +77,7 @@ def _row(members: list[runs.Run], k: int, metric: str) -> Row:
     first = members[0]
     return Row(
         first.algo, first.task, ", ".join(run.folder.name for run in members), metric, f"{len(final)}/{len(started)}",
-        first.train.updates, first.train.eval.episodes, *mean_se(final), *mean_se(last), used,
+        first.train.steps, first.train.eval.episodes, *mean_se(final), *mean_se(last), used,
     )  # fmt: skip
 
 
@@ -90,11 +90,11 @@ def _score(mean: float, error: float, metric: str) -> str:
 
 def markdown(table: list[Row]) -> str:
     metric = table[0].metric
-    head = f"| algorithm | task | runs | seeds | updates | episodes | {metric}, final | {metric}, mean of last k |"
+    head = f"| algorithm | task | runs | seeds | steps | episodes | {metric}, final | {metric}, mean of last k |"
     lines = [head, "|" + " --- |" * 8]
     for r in table:
         lines.append(
-            f"| {r.algo} | {r.task} | {r.runs} | {r.seeds} | {r.updates:,} | {r.episodes} | "
+            f"| {r.algo} | {r.task} | {r.runs} | {r.seeds} | {r.steps:,} | {r.episodes} | "
             f"{_score(r.final, r.final_se, metric)} | {_score(r.last, r.last_se, metric)} (k = {r.k}) |"
         )
     note = "Mean ± standard error over seeds; seeds: finished / started; episodes: per seed and evaluation."

@@ -69,23 +69,23 @@ def train(algo: str, task: str, chosen: options.Train, quiet: bool = False) -> P
 
 def resume(
     folder: str | Path,
-    step: int | None = None,
-    updates: int | None = None,
+    checkpoint: int | None = None,
+    steps: int | None = None,
     data: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Go on from the last checkpoint or from the one at `step`.
+    """Go on from the last checkpoint or from the one at step `checkpoint`.
 
-    Args: updates: train longer than first planned; data: where the dataset lies now.
+    Args: steps: train longer than first planned; data: where the dataset lies now.
     """
     runs.load(folder)  # a run folder, before a lock is put into it
     with alone(Path(folder)):
-        return _resume(folder, step, updates, data, quiet)
+        return _resume(folder, checkpoint, steps, data, quiet)
 
 
-def _resume(folder: str | Path, step: int | None, updates: int | None, data: str | None, quiet: bool) -> Path:
+def _resume(folder: str | Path, step: int | None, steps: int | None, data: str | None, quiet: bool) -> Path:
     run = runs.load(folder)
-    chosen = run.train if updates is None else dataclasses.replace(run.train, updates=updates)
+    chosen = run.train if steps is None else dataclasses.replace(run.train, steps=steps)
     if data:
         chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, path=str(Path(data).absolute())))
     job, state = Job(run._replace(train=chosen)), None
@@ -98,10 +98,10 @@ def _resume(folder: str | Path, step: int | None, updates: int | None, data: str
     elif runs.status(run.folder).get("saved"):
         raise ConfigError(f"the checkpoints of {run.folder} are gone; restore {run.folder / 'ckpt'} or start a new run")
     step = step or 0  # stopped before its first checkpoint: it begins anew
-    if step > chosen.updates or (step == chosen.updates and _evaluated(run.folder, step, chosen.seeds)):
+    if step > chosen.steps or (step == chosen.steps and _evaluated(run.folder, step, chosen.seeds)):
         raise ConfigError(
-            f"{run.folder} is done: {step} of {chosen.updates} updates. To train longer: "
-            f"rheostat resume {run.folder} --updates {2 * step}"
+            f"{run.folder} is done: {step} of {chosen.steps} steps. To train longer: "
+            f"rheostat resume {run.folder} --steps {2 * step}"
         )
     with _Live(job, identity, quiet) as live:
         live.go(job.begin() if state is None else state, step)
@@ -138,7 +138,7 @@ class _Live:
         """Train; the caller holds the folder's lock."""
         self.step = self.saved = step
         self.losers = self._failed_seeds(np.asarray(state.failed))
-        self.progress = Progress(self.chosen.updates, quiet=self.quiet)
+        self.progress = Progress(self.chosen.steps, quiet=self.quiet)
         try:
             self._go(state, step)
         except Stopped:
@@ -165,14 +165,14 @@ class _Live:
         self.program = loop.compiled(self.job.algorithm, state, data, chosen.epoch, mesh)
         self.progress.say(f"compiled in {self.program.seconds:.1f} s")
         self.progress.start_at(step)
-        due = step and (step % chosen.eval.every == 0 or step == chosen.updates)
+        due = step and (step % chosen.eval.every == 0 or step == chosen.steps)
         if due and not _evaluated(folder, step, chosen.seeds):  # it ended between saving and evaluating
             self.evals = Lines(self.evals.path, resume_at=step - 1)
             if not self._evaluate(state):
                 self._stop()
         self.progress.stage("training")
         try:
-            for report in loop.offline(self.program, state, data, step, chosen.updates):
+            for report in loop.offline(self.program, state, data, step, chosen.steps):
                 self._between(report)
         except loop.Diverged as error:
             raise Failed(f"{folder}: {error}") from error
@@ -183,7 +183,7 @@ class _Live:
         chosen, self.step = self.chosen, report.step
         failed = np.asarray(report.run.failed)
         self.losers = self._failed_seeds(failed)
-        evaluate = self.step >= chosen.updates or failed.all() or self.step % chosen.eval.every == 0
+        evaluate = self.step >= chosen.steps or failed.all() or self.step % chosen.eval.every == 0
         stop = self.stopping.signal is not None
         self._write(self.metrics, self._metric_rows(report, failed))
         if evaluate or stop or self.step % chosen.save_every == 0:
@@ -198,7 +198,7 @@ class _Live:
 
     def _metric_rows(self, report: loop.Report, failed: np.ndarray) -> list[dict[str, Any]]:
         times = {
-            "time/updates_per_second": self.chosen.epoch / report.seconds,
+            "time/steps_per_second": self.chosen.epoch / report.seconds,
             "time/compile_seconds": self.program.seconds,
             "time/at": time.time(),
         }
@@ -225,7 +225,7 @@ class _Live:
 
     def _stop(self) -> None:
         raise Stopped(
-            self.stopping.signal, f"state saved at update {self.step}; go on: rheostat resume {self.run.folder}"
+            self.stopping.signal, f"state saved at step {self.step}; go on: rheostat resume {self.run.folder}"
         )
 
     def _failed_seeds(self, failed: np.ndarray) -> list[int]:
@@ -238,5 +238,5 @@ class _Live:
                 copy.write(row)
 
     def _status(self, state: str, **more: Any) -> None:
-        where = {"step": self.step, "saved": self.saved, "updates": self.chosen.updates, "failed_seeds": self.losers}
+        where = {"step": self.step, "saved": self.saved, "steps": self.chosen.steps, "failed_seeds": self.losers}
         runs.set_status(self.run.folder, state, **where, **more)

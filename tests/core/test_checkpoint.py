@@ -59,7 +59,7 @@ def test_damaged_is_refused_and_the_older_named(tmp_path):
     kept.save(1, tree(1), "config")
     kept.save(2, tree(2), "config")
     damage(tmp_path / "ckpt" / "000000002" / "state")
-    with pytest.raises(CheckpointError, match=r"checkpoint 2 .* refused: .*--step 1"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 .* refused: .*--checkpoint 1"):
         kept.restore(tree(0), "config")
     assert same(kept.restore(tree(0), "config", step=1)[1], tree(1))
 

@@ -26,7 +26,7 @@ from experiments.job import Job
 from tests.conftest import match_arrays
 
 SMALL = [
-    "--updates", "120", "--epoch", "20", "--save-every", "20", "--eval.every", "60", "--eval.episodes", "4",
+    "--steps", "120", "--epoch", "20", "--save-every", "20", "--eval.every", "60", "--eval.episodes", "4",
     "--eval.envs", "2", "--config.hidden", "8", "--config.batch-size", "16",
 ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_the_last_step_is_logged_evaluated_and_saved_once(straight):
 
 @pytest.mark.parametrize("algo", [name for name in algos.names() if name != "td3_bc"])
 def test_every_algorithm_trains_by_the_command_line(algo, match_file, tmp_path):
-    command = arguments(match_file, tmp_path, "--updates", "40", "--eval.every", "40", "--name", "run", algo=algo)
+    command = arguments(match_file, tmp_path, "--steps", "40", "--eval.every", "40", "--name", "run", algo=algo)
     assert main(command) == 0
     folder = tmp_path / algo / "toy/match" / "run"
     assert runs.status(folder)["state"] == "done"
@@ -90,7 +90,7 @@ def test_resuming_compiles_nothing_that_the_cache_holds():
 
 
 def test_killed_and_resumed_equals_never_killed(match_file, tmp_path):
-    longer = ["--seeds", "0", "1", "--updates", "600", "--eval.every", "300", "--name"]
+    longer = ["--seeds", "0", "1", "--steps", "600", "--eval.every", "300", "--name"]
     assert main(arguments(match_file, tmp_path, *longer, "straight")) == 0
     straight, folder = (tmp_path / "td3_bc" / "toy/match" / name for name in ("straight", "run"))
     command = arguments(match_file, tmp_path, *longer, "run")
@@ -110,7 +110,7 @@ def test_killed_and_resumed_equals_never_killed(match_file, tmp_path):
 
 
 def test_sigterm_saves_and_says_its_code(match_file, tmp_path):
-    command = arguments(match_file, tmp_path, "--updates", "1000000", "--save-every", "1000000", "--name", "run",
+    command = arguments(match_file, tmp_path, "--steps", "1000000", "--save-every", "1000000", "--name", "run",
                         "--eval.every", "1000000")  # fmt: skip
     folder = tmp_path / "td3_bc" / "toy/match" / "run"
     process = subprocess.Popen([sys.executable, "-m", "experiments.cli", *command], stderr=subprocess.PIPE, text=True)
@@ -138,7 +138,7 @@ def test_an_existing_run_is_refused_with_the_resume_command(match_file, straight
 
 
 def test_a_finished_run_says_how_to_train_longer(straight, capsys):
-    assert "--updates 240" in refused(capsys, "resume", straight)
+    assert "--steps 240" in refused(capsys, "resume", straight)
 
 
 def test_unknown_names_are_refused_with_the_nearest(match_file, tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_unknown_names_are_refused_with_the_nearest(match_file, tmp_path, capsys
 
 
 def test_bad_numbers_and_files_are_refused_before_training(match_file, tmp_path, capsys):
-    assert "whole number of epochs" in refused(capsys, *arguments(match_file, tmp_path, "--updates", "130"))
+    assert "whole number of epochs" in refused(capsys, *arguments(match_file, tmp_path, "--steps", "130"))
     assert "not a multiple of 2 simulators" in refused(capsys, *arguments(match_file, tmp_path, "--eval.episodes", "5"))
     assert "no such dataset" in refused(capsys, *arguments(tmp_path / "no.npz", tmp_path))
     cut = tmp_path / "cut.npz"
@@ -175,7 +175,7 @@ def test_bad_numbers_and_files_are_refused_before_training(match_file, tmp_path,
 
 
 def test_histories_train(match_file, tmp_path):
-    assert main(arguments(match_file, tmp_path, "--env.history", "2", "--updates", "60", "--name", "run")) == 0
+    assert main(arguments(match_file, tmp_path, "--env.history", "2", "--steps", "60", "--name", "run")) == 0
 
 
 def test_a_failed_seed_is_marked_and_the_others_finish(match_file, tmp_path, monkeypatch):
@@ -218,16 +218,16 @@ def test_a_run_folder_can_be_moved_and_judged_without_its_data(straight, tmp_pat
     values["data"]["path"] = "gone.npz"
     (folder / "config.json").write_text(json.dumps(values))
     assert main(["eval", str(folder), "--episodes", "2", "--envs", "2", "--best"]) == 0
-    assert "gone.npz: no such dataset" in refused(capsys, "resume", folder, "--updates", 240)
+    assert "gone.npz: no such dataset" in refused(capsys, "resume", folder, "--steps", 240)
     found = json.loads((straight / "config.json").read_text())["data"]["path"]
-    assert main(["resume", str(folder), "--updates", "140", "--data", found]) == 0
+    assert main(["resume", str(folder), "--steps", "140", "--data", found]) == 0
 
 
 def test_resuming_at_an_older_step_drops_the_later_ones(straight, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
     older = Checkpoints(folder / "ckpt").steps()[-2]
-    assert main(["resume", str(folder), "--step", str(older)]) == 0
+    assert main(["resume", str(folder), "--checkpoint", str(older)]) == 0
     assert final(folder)["digest"] == final(straight)["digest"]
     assert untimed(folder) == untimed(straight)
 
@@ -280,14 +280,14 @@ def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(match_file, t
 
 def test_a_run_of_two_devices_goes_on_with_one(match_file, tmp_path):
     command = arguments(
-        match_file, tmp_path, "--seeds", "0", "1", "--updates", "40", "--eval.every", "40", "--name", "run"
+        match_file, tmp_path, "--seeds", "0", "1", "--steps", "40", "--eval.every", "40", "--name", "run"
     )
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([sys.executable, "-m", "experiments.cli", *command], env=env, check=True, timeout=300)
     folder = tmp_path / "td3_bc" / "toy/match" / "run"
     assert json.loads((folder / "meta.json").read_text())["device"].startswith("2 x")
     assert main(["eval", str(folder), "--episodes", "2", "--envs", "2"]) == 0
-    assert main(["resume", str(folder), "--updates", "80"]) == 0
+    assert main(["resume", str(folder), "--steps", "80"]) == 0
 
 
 def test_ctrl_c_in_process_saves(match_file, tmp_path):
@@ -318,15 +318,15 @@ def test_a_checkpoint_of_another_config_is_refused(straight, tmp_path, capsys):
     values = json.loads((folder / "config.json").read_text())
     values["config"]["alpha"] = 9.0
     (folder / "config.json").write_text(json.dumps(values))
-    assert "another configuration" in refused(capsys, "resume", folder, "--updates", 240)
+    assert "another configuration" in refused(capsys, "resume", folder, "--steps", 240)
 
 
 def test_a_run_can_be_trained_longer(straight, tmp_path, match_file):
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
-    assert main(["resume", str(folder), "--updates", "180"]) == 0
+    assert main(["resume", str(folder), "--steps", "180"]) == 0
     assert final(folder)["step"] == 180
-    assert runs.load(folder).train.updates == 180
+    assert runs.load(folder).train.steps == 180
 
 
 def test_a_live_run_is_not_resumed_twice(straight, tmp_path, capsys):
@@ -334,9 +334,9 @@ def test_a_live_run_is_not_resumed_twice(straight, tmp_path, capsys):
     shutil.copytree(straight, folder)
     before = (folder / "metrics.jsonl").read_text()
     with alone(folder):
-        assert "another process is at work" in refused(capsys, "resume", folder, "--updates", 240)
+        assert "another process is at work" in refused(capsys, "resume", folder, "--steps", 240)
     assert (folder / "metrics.jsonl").read_text() == before
-    assert runs.load(folder).train.updates == 120
+    assert runs.load(folder).train.steps == 120
 
 
 def test_a_killed_run_is_listed_as_killed(straight, tmp_path, capsys):
@@ -355,14 +355,14 @@ def test_checkpoints_that_are_gone_are_not_trained_anew(straight, tmp_path, caps
     folder = tmp_path / "copy"
     shutil.copytree(straight, folder)
     shutil.rmtree(folder / "ckpt")
-    assert "are gone" in refused(capsys, "resume", folder, "--updates", 240)
+    assert "are gone" in refused(capsys, "resume", folder, "--steps", 240)
     assert len(read_lines(folder / "metrics.jsonl")) == 12
 
 
 def test_other_data_than_it_was_begun_with_is_refused(straight, tmp_path, capsys):
     other = tmp_path / "other.npz"
     datasets.write(other, match_arrays(seed=1), {"task": "toy/match"})
-    said = refused(capsys, "resume", straight, "--updates", 240, "--data", other)
+    said = refused(capsys, "resume", straight, "--steps", 240, "--data", other)
     assert f"{other} is not the data that {straight} was begun with" in said
 
 

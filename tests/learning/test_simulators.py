@@ -66,7 +66,7 @@ def learn(algo: str, task: str, data: Path, env: Options, updates: int, **config
     chosen = Train(
         config=algos.load(algo).Config(hidden=HIDDEN, **config),
         data=DataOptions(str(data)), env=env, eval=EvalOptions(every=updates, episodes=20, envs=10),
-        seeds=(0, 1, 2), updates=updates, save_every=updates, out=str(data.parent),
+        seeds=(0, 1, 2), steps=updates, save_every=updates, out=str(data.parent),
     )  # fmt: skip
     folder = train(algo, task, chosen, quiet=True)
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
