@@ -11,6 +11,8 @@ from core.config import choose
 NAMES = {
     "bc": "algos.bc",
     "td3_bc": "algos.td3_bc",
+    "sac": "algos.sac",
+    "ppo": "algos.ppo",
 }
 
 

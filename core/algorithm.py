@@ -41,6 +41,12 @@ class Algorithm(NamedTuple):
     sample: Callable[[Data, Key], PyTree] | None = None
     prepare: Callable[[Dataset, Start], PyTree] | None = None  # host, before training; becomes `Data.extra`
     eligible: Callable[[Dataset], Array] | None = None  # host: bool[N], which transitions may be drawn; None: all
+    explores: bool = False  # `act` explores: without a dataset it learns online, from a replay
+
+    @property
+    def online(self) -> bool:
+        """Whether it can learn by acting."""
+        return self.sample is None or self.explores
 
 
 def require(spec: EnvSpec, name: str, goal=False, discrete=False, pixels=False, chunk=False) -> None:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from core import sampling
-from core.types import Array, Data, Dataset, Key, Norm, Observation, PyTree, Sampler, Transition
+from core import replay, sampling
+from core.returns import n_step
+from core.types import Array, Data, Dataset, Key, Norm, Observation, PyTree, Replay, Sampler, Transition
 
 
 def data(
@@ -34,11 +35,22 @@ def stacked(dataset: Dataset, row: Array, length: int) -> Array:
     return frames.reshape(*frames.shape[:-2], -1)
 
 
-def transitions(dataset: Dataset, row: Array, history: int = 1) -> Transition:
-    """The transitions that start at `row` i32[B], unnormalised; `extras` is {"row": row}.
+def transitions(dataset: Dataset, row: Array, history: int = 1, steps: int = 1, discount: float = 1.0) -> Transition:
+    """The transitions that start at `row` i32[B], unnormalised.
 
-    Args: history: frames in a state, as in `EnvSpec.history`.
+    Args: history: frames in a state, as in `EnvSpec.history`; steps: n > 1 sums rewards over up to n steps of the
+        episode (see `core.returns.n_step`), and what follows is that of the last one counted.
+    Returns: Transition; extras {"row": row, "discount": f32[B] discount^m, the factor of the successor's value}.
     """
+    if steps > 1:
+        rows = jnp.minimum(row + jnp.arange(steps, dtype=row.dtype)[:, None], dataset.last[row] - 1)  # i32[n, B]
+        total, count = n_step(dataset.reward[rows], rows + 1 < dataset.last[row], discount)
+        first, last = (
+            transitions(dataset, row, history),
+            transitions(dataset, row + count.astype(row.dtype) - 1, history),
+        )
+        factor = (discount**count).astype(total.dtype)
+        return last._replace(obs=first.obs, action=first.action, reward=total, extras={"row": row, "discount": factor})
     step = row - dataset.first[row]
     goal = jnp.zeros((*row.shape, 0), dataset.reward.dtype)
     before = jnp.where(step > 0, dataset.reward[row - 1], 0)
@@ -50,16 +62,23 @@ def transitions(dataset: Dataset, row: Array, history: int = 1) -> Transition:
         next_obs=Observation(stacked(dataset, row + 1, history), goal, dataset.reward[row], step + 1),
         terminated=terminated,
         truncated=(row + 1 == dataset.last[row]) & ~terminated,
-        extras={"row": row},
+        extras={"row": row, "discount": jnp.full(row.shape, discount, dataset.reward.dtype)},
     )
 
 
-def sampled(batch_size: int, history: int = 1) -> Callable[[Data, Key], Transition]:
-    """The plain `sample` of an algorithm: B independent transitions by the data's sampler, with their loss weights."""
+def sampled(
+    batch_size: int, history: int = 1, steps: int = 1, discount: float = 1.0
+) -> Callable[[Data, Key], Transition]:
+    """The plain `sample` of an algorithm: B independent transitions by the data's sampler.
+
+    Args: as for `transitions`.  Extras: "discount"; from a dataset also "row" and "weight", the loss weight.
+    """
 
     def sample(data: Data, key: Key) -> Transition:
         position = sampling.draw(data.sampler, key, (batch_size,))
-        t = transitions(data.dataset, data.dataset.row[position], history)
+        if isinstance(data.dataset, Replay):  # its states hold their history already
+            return replay.transitions(data.dataset, position, steps, discount)
+        t = transitions(data.dataset, data.dataset.row[position], history, steps, discount)
         return t._replace(extras={**t.extras, "weight": data.loss_weight[position]})
 
     return sample
@@ -78,5 +97,5 @@ def windows(dataset: Dataset, row: Array, before: int, after: int) -> tuple[Arra
 
 def nbytes_per_transition(data: Data) -> float:
     """Device bytes of dataset, sampler and loss weights, per transition."""
-    arrays = [*data.dataset, *data.sampler, data.loss_weight]
+    arrays = jax.tree.leaves((data.dataset, data.sampler, data.loss_weight))
     return sum(a.nbytes for a in arrays) / len(data.dataset.row)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
@@ -43,6 +44,18 @@ def digest(tree: PyTree) -> str:
     return total.hexdigest()
 
 
+def _solid(tree: PyTree) -> PyTree:
+    """Without arrays of no elements (a task without goals), which orbax does not store."""
+    return jax.tree.map(lambda x: x if x.size else (), tree)
+
+
+def _refilled(tree: PyTree, template: PyTree) -> PyTree:
+    """The inverse of `_solid`."""
+    stored = iter(jax.tree.leaves(tree))
+    leaves, structure = jax.tree.flatten(template)
+    return jax.tree.unflatten(structure, [next(stored) if x.size else jnp.zeros(x.shape, x.dtype) for x in leaves])
+
+
 class Checkpoints:
     """The checkpoints of one run: the last `keep` and the best by score."""
 
@@ -63,7 +76,7 @@ class Checkpoints:
         Raises: OSError when it cannot be written (a full disk); the older ones stay.
         """
         meta = {"step": step, "config": config, "digest": digest(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_solid(state)), meta=ocp.args.JsonSave(meta))
         try:
             self._orbax.save(self._path(step), args, force=True)
         except Exception as error:
@@ -134,9 +147,9 @@ class Checkpoints:
             raise CheckpointError("it was written with another configuration or other data")
         try:
             here = SingleDeviceSharding(jax.devices()[0])  # whatever devices it was saved from
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), template)
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _solid(template))
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            state = self._orbax.restore(self._path(step), args).state
+            state = _refilled(self._orbax.restore(self._path(step), args).state, template)
         except Exception as error:
             raise CheckpointError(f"it cannot be read ({_short(error)})") from error
         if digest(state) != meta["digest"]:

@@ -39,4 +39,26 @@ class HostEnv(Protocol):
 
     def step(self, action: Array, active: Array | None = None) -> TimeStep: ...
 
+    def restart(self, slots: Array) -> Observation:
+        """End the episodes of the slots in bool[B] and begin their next ones; the others stay where they are."""
+
+    def render(self, slot: int = 0, size: int = 256) -> Array:
+        """What a slot looks like now: uint8[size, size, 3], first row at the top.
+
+        Raises: RenderError where no picture can be made.
+        """
+
+    def snapshot(self) -> Array | None:
+        """Everything that the future depends on, uint32[B, words], or None where that cannot be had.
+
+        The same actions after `restore` give the same TimeSteps bit for bit, in another process too.  Only vectors
+        whose simulators can be read out whole have one; a wrapper has none.
+        """
+
+    def restore(self, snapshot: Array) -> Observation:
+        """Go on where a snapshot of a vector of the same task and size was taken; no reset is needed before.
+
+        Raises: ValueError for an array of another shape or type; RuntimeError where `snapshot` gives None.
+        """
+
     def close(self) -> None: ...

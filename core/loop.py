@@ -1,4 +1,4 @@
-"""The offline loop: one jitted program is an epoch of K updates with the sampling inside.
+"""The offline loop: one jitted program is an epoch of K updates with the sampling inside; `core.online` has the other.
 
 Seeds are an array axis: `RunState` leads with it and the data are shared.  Update t of a seed draws from
 fold_in(key, t), so that the numbers do not depend on K, and K = 1 is the debugger's mode.
@@ -19,6 +19,7 @@ from core import sharding
 from core.algorithm import Algorithm
 from core.config import ConfigError
 from core.rng import streams
+from core.rollout import over_seeds
 from core.types import Array, Data, Metrics, Norm, PyTree, RunState, Start
 
 
@@ -41,7 +42,7 @@ def begin(algorithm: Algorithm, start: Start, seeds: Sequence[int]) -> RunState:
     return init(jnp.asarray(seeds, jnp.uint32), start.norm, start.parent)
 
 
-def _finite(tree: PyTree) -> Array:
+def finite(tree: PyTree) -> Array:
     """bool[]: every float in the tree is finite."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.array([jnp.isfinite(x).all() for x in floats], bool).all()
@@ -67,41 +68,35 @@ def epoch(
             return run._replace(algo=algo, step=run.step + 1), metrics
 
         after, metrics = jax.lax.scan(update, run, None, updates)
-        failed = run.failed | ~_finite(after.algo)
+        failed = run.failed | ~finite(after.algo)
         algo, step = jax.tree.map(
             lambda new, old: jnp.where(failed, old, new), (after.algo, after.step), (run.algo, run.step)
         )
         return after._replace(algo=algo, step=step, failed=failed), jax.tree.map(jnp.nanmean, metrics)
 
-    def every_seed(run: RunState, data: Data) -> tuple[RunState, Metrics]:
-        if run.step.shape[0] > 1:
-            return jax.vmap(one, (0, None))(run, data)
-        alone = one(jax.tree.map(lambda x: x[0], run), data)  # plain products are faster than batches of one
-        return jax.tree.map(lambda x: x[None], alone)
-
-    return every_seed
+    return over_seeds(one, (0, None))
 
 
 class Program(NamedTuple):
     """An epoch, compiled."""
 
-    epoch: Callable[[RunState, Data], tuple[RunState, Metrics]]  # gives up its first argument's memory
-    updates: int  # K
+    epoch: Callable[[RunState], tuple[RunState, Metrics]]  # gives up its argument's memory
+    steps: int  # that it takes, by the run's clock
     seconds: float  # that compiling took
 
 
 def compiled(algorithm: Algorithm, run: RunState, data: Data, updates: int, mesh: Mesh | None = None) -> Program:
-    """Compile `epoch` for the shapes and devices of its arguments."""
+    """Compile `epoch` for the shapes and devices of its arguments, and bind the data."""
     began = time.perf_counter()
     program = jax.jit(epoch(algorithm, updates, mesh), donate_argnums=0).lower(run, data).compile()
-    return Program(program, updates, time.perf_counter() - began)
+    return Program(lambda run: program(run, data), updates, time.perf_counter() - began)
 
 
 class Report(NamedTuple):
     """What an epoch leaves; `run` is valid until the next one is asked for."""
 
     run: RunState
-    step: int  # updates done
+    step: int  # done
     metrics: dict[str, np.ndarray]  # f32[seeds]
     seconds: float  # that it took
 
@@ -110,26 +105,26 @@ class Diverged(RuntimeError):
     """No seed is left that could train."""
 
 
-def offline(program: Program, run: RunState, data: Data, step: int, updates: int) -> Iterator[Report]:
-    """Train from `step` to `updates` in epochs; what happens between them (logs, evaluation, checkpoints) is the
+def train(program: Program, run: RunState, step: int, steps: int) -> Iterator[Report]:
+    """Train from `step` to `steps` in epochs; what happens between them (logs, evaluation, checkpoints) is the
     caller's.
 
     Raises: ConfigError when what is left is not a whole number of epochs; Diverged when every seed has failed.
     """
-    if (updates - step) % program.updates:
+    if (steps - step) % program.steps:
         raise ConfigError(
-            f"{updates - step} updates are not a whole number of epochs of {program.updates}; change one of them"
+            f"{steps - step} steps are not a whole number of epochs of {program.steps}; change one of them"
         )
     while True:
         if np.asarray(run.failed).all():
             raise Diverged(
-                f"every seed turned non-finite by update {step}; the last finite states are kept. "
+                f"every seed turned non-finite by step {step}; the last finite states are kept. "
                 "Look at metrics.jsonl, then lower the learning rate or check the rewards' scale"
             )
-        if step >= updates:
+        if step >= steps:
             return
         began = time.perf_counter()
-        run, metrics = program.epoch(run, data)
+        run, metrics = program.epoch(run)
         metrics = jax.tree.map(np.asarray, metrics)
-        step += program.updates
+        step += program.steps
         yield Report(run, step, metrics, time.perf_counter() - began)

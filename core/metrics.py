@@ -124,7 +124,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 class Progress:
     """Stages with speed and time left: a live line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, total: int, unit: str = "updates", quiet: bool = False):
+    def __init__(self, total: int, unit: str = "steps", quiet: bool = False):
         self.total, self.unit = total, unit
         self._bar = self._live = None
         self._began = self._said = time.monotonic()

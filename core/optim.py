@@ -93,18 +93,23 @@ def _lockstep_rule(axis_size: int, in_batched: list[bool], x: Array) -> tuple[Ar
     return lockstep(x.max(axis=0) if in_batched[0] else x), False
 
 
-def every(
-    period: int, step: Array, fn: Callable[[PyTree], tuple[PyTree, Metrics]], state: PyTree
-) -> tuple[PyTree, Metrics]:
-    """`fn(state)` on calls number period, 2 * period, ...; `step` i32[] counts the calls before this one.
+Fn = Callable[[PyTree], tuple[PyTree, Metrics]]
 
-    Returns: (state, metrics); on the other calls the state as it came and NaN for each of the (float) metrics.
+
+def when(due: Array, fn: Fn, state: PyTree) -> tuple[PyTree, Metrics]:
+    """`fn(state)` where bool[] `due`, else the state as it came and NaN for each of the (float) metrics.
+
+    Make `due` from `lockstep` counters: a mapped predicate would run both branches.
     """
+    _, shapes = jax.eval_shape(fn, state)
+    skipped = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
+    return jax.lax.cond(due, fn, lambda state: (state, skipped), state)
+
+
+def every(period: int, step: Array, fn: Fn, state: PyTree) -> tuple[PyTree, Metrics]:
+    """`when` on calls number period, 2 * period, ...; `step` i32[] counts the calls before this one."""
     if period < 1:
         raise ConfigError(f"a period of {period} updates: it must be at least 1")
     if period == 1:
         return fn(state)
-    _, shapes = jax.eval_shape(fn, state)
-    skipped = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes)
-    due = (lockstep(step) + 1) % period == 0
-    return jax.lax.cond(due, fn, lambda state: (state, skipped), state)
+    return when((lockstep(step) + 1) % period == 0, fn, state)

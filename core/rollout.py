@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,7 +36,8 @@ class JaxBatch:
             raise ConfigError(f"{env.spec.name}: num_envs is {num_envs}, at least 1 is needed")
         self.env, self.spec, self.num_envs = env, env.spec, num_envs
 
-    def _begin(self, key: Key, episode: Array, fixed_task: Array) -> tuple[PyTree, Observation]:
+    def begin(self, key: Key, episode: Array, fixed_task: Array) -> tuple[PyTree, Observation]:
+        """The first state and observation of an episode of one slot, by the slot's key and the episode's number."""
         task_key, key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, episode), 0))
         drawn = jax.random.randint(task_key, (), 1, self.spec.num_tasks + 1)
         return self.env.reset(key, jnp.where(fixed_task > 0, fixed_task, drawn))
@@ -56,7 +57,7 @@ class JaxBatch:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
         fixed = jnp.broadcast_to(jnp.asarray(0 if task is None else task, jnp.int32), slots.shape)
         episode = jnp.zeros_like(slots)
-        env, obs = jax.vmap(self._begin)(keys, episode, fixed)
+        env, obs = jax.vmap(self.begin)(keys, episode, fixed)
         return BatchState(env, obs, keys, episode, fixed), obs
 
     def step(self, state: BatchState, action: Array, active: Array | None = None) -> tuple[BatchState, TimeStep]:
@@ -80,7 +81,7 @@ class JaxBatch:
         episode = state.episode + over
 
         def renew(env, obs):
-            fresh = jax.vmap(self._begin)(state.key, episode, state.fixed_task)
+            fresh = jax.vmap(self.begin)(state.key, episode, state.fixed_task)
             return jax.vmap(_select)(over, fresh, (env, obs))
 
         # under vmap over policies or seeds this is a select, and every step makes new episodes
@@ -134,22 +135,46 @@ def rollout(act: Act, init_carry, batch: JaxBatch, length: int):
     return collect
 
 
-def host_rollout(act: Act, init_carry, env: HostEnv, length: int):
+def host_rollout(act: Act, init_carry, env: HostEnv, length: int, num_policies: int | None = None):
     """Collect in a host environment: the same function as `rollout`, not traceable.
 
     The same policy, keys and episodes give the same transitions as `rollout`.
+    Args: num_policies: None for one policy in all slots; S for S of them in B slots each, and then everything leads
+        with S, as under `jax.vmap`: states, RolloutState, keys and the Transition [S, T, B].
     """
     acting = remembering(act, init_carry)
-    policy = jax.jit(lambda state, obs, carry, key, t: acting(state, obs, carry, jax.random.fold_in(key, t)))
+
+    def one(state, obs, carry, key, t):
+        return acting(state, obs, carry, jax.random.fold_in(key, t))
+
+    policy = jax.jit(one if num_policies is None else over_seeds(one, (0, 0, 0, 0, None)))
+    lead = () if num_policies is None else (num_policies, env.num_envs // num_policies)
 
     def collect(state: PyTree, roll: RolloutState, key: Key):
         records = []
         for t in range(length):
             out = policy(state, roll.obs, roll.carry, key, t)
-            seen = ActOut(*jax.device_get((out.action, (), out.extras)))
-            ts = env.step(seen.action)
-            records.append(_record(roll.obs, seen, ts))
+            action = np.asarray(out.action)
+            # a policy that turned non-finite is the loop's to judge; a simulator must not see it
+            ts = env.step(np.nan_to_num(action.reshape(env.num_envs, *action.shape[max(len(lead), 1) :])))
+            if lead:
+                ts = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), ts)
+            records.append(_record(roll.obs, ActOut(action, (), out.extras), ts))
             roll = RolloutState((), ts.obs, out.carry)
-        return roll, jax.tree.map(lambda *x: np.stack(x), *records)
+        return roll, jax.tree.map(lambda *x: np.stack(x, axis=len(lead) // 2), *records)
 
     return collect
+
+
+def over_seeds(fn: Callable, in_axes: Sequence[int | None]) -> Callable:
+    """`jax.vmap(fn, in_axes)`; for a single seed without a batch axis, because plain products are faster."""
+
+    def lifted(*args):
+        mapped = [x for x, axis in zip(args, in_axes, strict=True) if axis == 0]
+        seeds = jax.tree.leaves(mapped)[0].shape[0]
+        if seeds > 1:
+            return jax.vmap(fn, in_axes)(*args)
+        alone = [jax.tree.map(lambda x: x[0], x) if axis == 0 else x for x, axis in zip(args, in_axes, strict=True)]
+        return jax.tree.map(lambda x: x[None], fn(*alone))
+
+    return lifted

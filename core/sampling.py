@@ -18,7 +18,7 @@ from core.types import Array, Key, Sampler
 
 def uniform(n: int) -> Sampler:
     """Every one of n transitions alike."""
-    return Sampler(np.ones(n, np.float32), np.arange(n, dtype=np.int32), np.int32(n))
+    return Sampler((), (), np.int32(n))
 
 
 def alias_table(weight: Array) -> Sampler:
@@ -52,6 +52,8 @@ def alias_table(weight: Array) -> Sampler:
 
 def probabilities(sampler: Sampler) -> np.ndarray:
     """f64[N] the probabilities that a full table draws with."""
+    if isinstance(sampler.keep, tuple):
+        return np.full(int(sampler.size), 1 / int(sampler.size))
     keep = np.asarray(sampler.keep, np.float64)
     return (keep + np.bincount(np.asarray(sampler.alias), 1 - keep, len(keep))) / len(keep)
 
@@ -60,5 +62,7 @@ def draw(sampler: Sampler, key: Key, shape: tuple[int, ...]) -> Array:
     """i32[shape] positions in 0..N-1, independent, with replacement."""
     cell_key, coin_key = jax.random.split(key)
     cell = jax.random.randint(cell_key, shape, 0, sampler.size, jnp.int32)
+    if isinstance(sampler.keep, tuple):
+        return cell
     stay = jax.random.uniform(coin_key, shape) < sampler.keep[cell]
     return jnp.where(stay, cell, sampler.alias[cell])

@@ -114,9 +114,9 @@ class Start(NamedTuple):
 class Sampler(NamedTuple):
     """Walker's alias table over N transitions; see `core.sampling`."""
 
-    keep: Array  # f32[N] probability of staying in the drawn cell
-    alias: Array  # i32[N] where to go otherwise
-    size: Array  # i32[] cells in use, from the first on: N for a dataset, what is filled for a replay
+    keep: Array  # f32[N] probability of staying in the drawn cell; () when all transitions are alike
+    alias: Array  # i32[N] where to go otherwise; ()
+    size: Array  # i32[] transitions to draw from: N for a dataset, what is filled for a replay
 
 
 class Dataset(NamedTuple):
@@ -138,13 +138,20 @@ class Dataset(NamedTuple):
     last: Array  # i32[M] its last row: the final successor
 
 
-class Data(NamedTuple):
-    """A dataset on the device with all that `sample` needs."""
+class Replay(NamedTuple):
+    """The newest C steps of B environments: a ring in time, in which a later step overwrites the one C before it."""
 
-    dataset: Dataset
+    transition: Transition  # [C * B, ...] step by step, without extras and success
+    added: Array  # i32[B] steps ever added, the same number for each environment
+
+
+class Data(NamedTuple):
+    """A dataset, or a replay, on the device with all that `sample` needs."""
+
+    dataset: Dataset | Replay
     sampler: Sampler
     norm: Norm
-    loss_weight: Array  # f32[N], ones unless a scheme reweights the loss instead of the sampler
+    loss_weight: Array  # f32[N], ones unless a scheme reweights the loss instead of the sampler; () for a replay
     extra: PyTree = ()  # what `prepare` made
 
 
@@ -152,8 +159,8 @@ class RunState(NamedTuple):
     """The checkpoint: arrays only, restorable bit for bit.  Leading axis: seeds."""
 
     algo: PyTree
-    rollout: PyTree
-    replay: PyTree
+    rollout: PyTree  # where its environments are, online
+    replay: PyTree  # what it has kept of them, off-policy
     key: Key  # typed PRNG key [seeds]
-    step: Array  # i32[seeds] updates done
+    step: Array  # i32[seeds] the clock: updates on a dataset, environment steps online
     failed: Array  # bool[seeds] frozen at its last finite epoch

@@ -27,7 +27,7 @@ def setting(arrays):
 
 
 def offline(algorithm, run, data, updates, epoch, mesh=None):
-    return loop.offline(loop.compiled(algorithm, run, data, epoch, mesh), run, data, 0, updates)
+    return loop.train(loop.compiled(algorithm, run, data, epoch, mesh), run, 0, updates)
 
 
 def trained(setting, seeds, updates, epoch):
@@ -74,7 +74,7 @@ def test_counts(pair):
 
 def test_updates_must_be_whole_epochs(setting):
     algorithm, start, data = setting
-    with pytest.raises(ConfigError, match="25 updates are not a whole number of epochs of 12"):
+    with pytest.raises(ConfigError, match="25 steps are not a whole number of epochs of 12"):
         next(offline(algorithm, loop.begin(algorithm, start, (0,)), data, 25, 12))
 
 
@@ -98,7 +98,7 @@ def test_all_seeds_failed_is_an_error(setting):
     algorithm, start, data = setting
     epochs = offline(algorithm, poison(loop.begin(algorithm, start, (0,)), 0), data, 24, 12)
     assert np.asarray(next(epochs).run.failed).all()
-    with pytest.raises(loop.Diverged, match="every seed turned non-finite by update 12"):
+    with pytest.raises(loop.Diverged, match="every seed turned non-finite by step 12"):
         next(epochs)
 
 

@@ -36,7 +36,7 @@ def test_progress_says_lines_where_there_is_no_terminal(capsys):
     progress.close()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert "20/100 updates" in lines[0]
+    assert "20/100 steps" in lines[0]
     assert "return 5.0" in lines[0]
     assert "100/100" in lines[1]
 

@@ -1,0 +1,69 @@
+"""Running statistics that an on-policy algorithm keeps in its state: of observations, and of the rewards' scale."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from core.types import Array
+
+EPS = 1e-8
+
+
+class Moments(NamedTuple):
+    """Mean and population variance of all that was seen, elementwise."""
+
+    mean: Array  # f32[...]
+    var: Array  # f32[...]
+    count: Array  # f32[]
+
+
+def moments(*shape: int) -> Moments:
+    """Of nothing yet: mean 0, variance 1."""
+    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+
+def include(seen: Moments, x: Array) -> Moments:
+    """Add samples x [..., *shape].  Reference: Chan, Golub and LeVeque, 1979, the pairwise update."""
+    x = x.reshape(-1, *seen.mean.shape)
+    number, mean, var = x.shape[0], x.mean(axis=0), x.var(axis=0)
+    total, delta = seen.count + number, mean - seen.mean
+    spread = seen.var * seen.count + var * number + jnp.square(delta) * seen.count * number / total
+    return Moments(seen.mean + delta * number / total, spread / total, total)
+
+
+def standard(seen: Moments, x: Array, limit: float = 10.0) -> Array:
+    """(x - mean) / sqrt(var + 1e-8), clipped to +-limit."""
+    return jnp.clip((x - seen.mean) * jax.lax.rsqrt(seen.var + EPS), -limit, limit)
+
+
+class RewardScale(NamedTuple):
+    """Rewards are divided by the standard deviation of the running discounted return of their environment."""
+
+    ret: Array  # f32[B] discounted sum of each environment's episode so far
+    seen: Moments  # of that sum
+
+
+def reward_scale(num_envs: int) -> RewardScale:
+    return RewardScale(jnp.zeros(num_envs), moments())
+
+
+def scale_rewards(
+    scale: RewardScale, reward: Array, over: Array, discount: float, limit: float = 10.0
+) -> tuple[RewardScale, Array]:
+    """Rewards f32[T, B] of a rollout, scaled and clipped to +-limit; over bool[T, B] where an episode ended.
+
+    ret <- discount ret + r at each step, 0 after an end.  The rollout enters the statistics before it is scaled, as a
+    whole.  Reference: the reward scaling that Engstrom et al. 2020 (arXiv:2005.12729) found in PPO's code.
+    """
+
+    def one(ret: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, over = x
+        ret = discount * ret + reward
+        return jnp.where(over, 0.0, ret), ret
+
+    ret, sums = jax.lax.scan(one, scale.ret, (reward, over))
+    seen = include(scale.seen, sums)
+    return RewardScale(ret, seen), jnp.clip(reward * jax.lax.rsqrt(seen.var + EPS), -limit, limit)
