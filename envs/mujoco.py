@@ -1,5 +1,6 @@
 """Gymnasium's MuJoCo tasks, v5 and v4, by names like `hopper-v5`.
 
+The robots of `envs.locomotion` step over threads; the others, pictures and `workers` take one sim per slot.
 D4RL's -v2 data belong to v4: v5 changed rewards, Walker2d's friction and the observations of Ant and Humanoid.
 Pusher-v4 is not here, because it refuses MuJoCo 3.  These tasks know no success; it is always 0.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from core.config import choose
+from core.config import ConfigError, choose
 from core.env import HostEnv
 from core.types import EnvSpec
 from envs import render
@@ -41,25 +42,31 @@ def tasks() -> list[str]:
     return list(IDS)
 
 
+def construct(name: str) -> tuple[Any, EnvSpec]:
+    """Gymnasium's environment without wrappers, and what it is to us.  Raises: UnknownName."""
+    render.choose_backend()
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    registered = gymnasium.spec(choose("MuJoCo task", name, IDS))
+    # the class itself: `gymnasium.make` would add wrappers, and a deprecation warning for v4
+    env = load_env_creator(registered.entry_point)(**registered.kwargs)
+    spec = EnvSpec(
+        name=f"mujoco/{name}",
+        obs_shape=env.observation_space.shape,
+        action_dim=env.action_space.shape[0],
+        max_steps=registered.max_episode_steps,
+    )
+    return env, spec
+
+
 class GymnasiumSim:
-    """One Gymnasium task without wrappers."""
+    """One Gymnasium task."""
 
     def __init__(self, name: str):
-        render.choose_backend()
-        import gymnasium
-        from gymnasium.envs.registration import load_env_creator
-
-        registered = gymnasium.spec(choose("MuJoCo task", name, IDS))
-        # the class itself: `gymnasium.make` would add wrappers, and a deprecation warning for v4
-        self._env = load_env_creator(registered.entry_point)(**registered.kwargs)
-        self._studio, self._camera = render.Studio(self._env.model), None
+        self._env, self.spec = construct(name)
+        self._studio, self._camera = render.Studio(self._env.model), camera(self._env)
         self._scale = Box(self._env.action_space.low, self._env.action_space.high)
-        self.spec = EnvSpec(
-            name=f"mujoco/{name}",
-            obs_shape=self._env.observation_space.shape,
-            action_dim=self._env.action_space.shape[0],
-            max_steps=registered.max_episode_steps,
-        )
 
     def reset(self, seed, task):
         state, _ = self._env.reset(seed=seed)
@@ -70,8 +77,6 @@ class GymnasiumSim:
         return state, reward, terminated, 0.0
 
     def render(self, size):
-        if self._camera is None:
-            self._camera = _camera(self._env)
         return self._studio.frame(self._env.data, self._camera, size)
 
     def close(self):
@@ -79,20 +84,20 @@ class GymnasiumSim:
         self._env.close()
 
 
-def _camera(env: Any) -> Any:
+def camera(env: Any) -> Any:
     """The model's camera that follows the robot, else a free one placed as Gymnasium places it."""
     import mujoco
 
     if mujoco.mj_name2id(env.model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0:
         return "track"
-    camera = mujoco.MjvCamera()
-    mujoco.mjv_defaultFreeCamera(env.model, camera)
+    free = mujoco.MjvCamera()
+    mujoco.mjv_defaultFreeCamera(env.model, free)
     for key, value in (env.mujoco_renderer.default_cam_config or {}).items():
         if key == "lookat":
-            camera.lookat[:] = value
+            free.lookat[:] = value
         else:
-            setattr(camera, key, value)
-    return camera
+            setattr(free, key, value)
+    return free
 
 
 def build(name: str, pixels: int = 0) -> Sim:
@@ -102,8 +107,16 @@ def build(name: str, pixels: int = 0) -> Sim:
 
 def make(name: str, num_envs: int, options: Options) -> HostEnv:
     """See `envs.registry.make`."""
+    from envs import locomotion
     from envs.wrappers import wrap_host
 
     choose("MuJoCo task", name, IDS)
+    if name in locomotion.NAMES and not options.pixels and not options.workers:
+        return wrap_host(locomotion.make(name, num_envs, options.threads, options.max_steps), options)
+    if options.threads:
+        raise ConfigError(
+            f"mujoco/{name} has no threads here: only {', '.join(sorted(locomotion.ROBOTS))} have them, "
+            "without pixels and without workers; leave threads at 0"
+        )
     factory = functools.partial(build, name, options.pixels)
     return wrap_host(HostVector(factory, num_envs, options.workers, options.max_steps), options)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
-from core.config import UnknownName
+from core.config import ConfigError, UnknownName
 from core.env import HostEnv
 
 # suite -> module with `tasks() -> list[str]` (no simulator imported) and `make(name, num_envs, options) -> env`
 SUITES = {
     "toy": "envs.toys",
     "mujoco": "envs.mujoco",
+    "mjx": "envs.mjx",
     "metaworld": "envs.metaworld",
     "ogbench": "envs.ogbench",
 }
@@ -34,6 +35,7 @@ class Options:
     max_steps: int = 0  # shorter time limit than the task's own; 0 keeps it
     pixels: int = 0  # side of square uint8 images instead of states; 0 for states
     workers: int = 0  # processes that step host environments; 0 steps them in this one
+    threads: int = 0  # threads that step MuJoCo locomotion, which alone has them; 0: as many as there are cores
     host: bool = False  # a jitted environment behind the host protocol
 
 
@@ -70,4 +72,7 @@ def make(task: str, num_envs: int = 1, options: Options | None = None) -> HostEn
     task cannot have.
     """
     family, name = check(task)
-    return suite(family).make(name, num_envs, options or Options())
+    options = options or Options()
+    if options.threads and family != "mujoco":
+        raise ConfigError(f"{task} has no threads, only MuJoCo locomotion does: leave threads at 0")
+    return suite(family).make(name, num_envs, options)

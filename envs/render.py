@@ -22,6 +22,8 @@ import numpy as np
 from core.types import Array
 
 _OFF = ("disable", "disabled", "off", "false", "0")
+_OTHERS = ("enable", "enabled", "on", "true", "1", "glfw", "glx", "wgl", "cgl")  # that MuJoCo knows besides
+_LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 _INSTALL = (
     "install EGL (Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri) or OSMesa "
     "(apt-get install libosmesa6), or set MUJOCO_GL to a backend that works here"
@@ -38,18 +40,19 @@ def choose_backend() -> str:
     """Set MUJOCO_GL, unless it is set: EGL if its library is there, else OSMesa, else a display, else nothing.
 
     Returns: the backend's name, "" when there is none.
+    Raises: RenderError for a variable with which MuJoCo cannot even be imported.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if not chosen and sys.platform != "linux":
         return "native"
     if not chosen:
-        if _loads("libEGL.so.1"):
-            chosen = "egl"
-        elif _loads("libOSMesa.so.8") or _loads("libOSMesa.so.6") or _loads("libOSMesa.so"):
-            chosen = "osmesa"
-        else:
-            chosen = "glfw" if os.environ.get("DISPLAY") else "disable"
+        there = [backend for backend, libraries in _LIBRARIES.items() if any(map(_loads, libraries))]
+        chosen = (*there, "glfw" if os.environ.get("DISPLAY") else "disable")[0]
         os.environ["MUJOCO_GL"] = chosen
+    elif chosen not in (*_OFF, *_OTHERS, *_LIBRARIES):
+        raise RenderError(f"MUJOCO_GL is '{chosen}', which MuJoCo does not know; unset it, or set it to egl or osmesa")
+    elif chosen in _LIBRARIES and not any(map(_loads, _LIBRARIES[chosen])):
+        raise RenderError(f"MUJOCO_GL is '{chosen}', but its library is not there: {_INSTALL}")
     return "" if chosen in _OFF else chosen
 
 

@@ -93,8 +93,17 @@ class Wrapper:
     def step(self, action: Array, active: Array | None = None) -> TimeStep:
         return self.env.step(action, active)
 
-    def render(self, *args, **kwargs) -> Array:
-        return self.env.render(*args, **kwargs)
+    def restart(self, slots: Array) -> Observation:
+        return self.env.restart(slots)
+
+    def render(self, slot: int = 0, size: int = 256) -> Array:
+        return self.env.render(slot, size)
+
+    def snapshot(self) -> None:
+        """None: what a wrapper remembers is not in the vector's snapshot."""
+
+    def restore(self, snapshot: Array) -> Observation:
+        raise RuntimeError(f"{self.spec.name} has no snapshots under a wrapper")
 
     def close(self) -> None:
         self.env.close()
@@ -104,7 +113,7 @@ class Wrapper:
 
 
 class EndAtSuccess(Wrapper):
-    """Terminates the episode where the goal holds, at its last step too; stands on a vector that can `restart`."""
+    """Terminates the episode where the goal holds, at its last step too."""
 
     def step(self, action: Array, active: Array | None = None) -> TimeStep:
         ts = self.env.step(action, active)
@@ -146,10 +155,19 @@ class ActionNoise(Wrapper):
         noisy = np.clip(action + scale[:, None] * noise, -1, 1).astype(np.float32)
         ts = self.env.step(noisy, active)
         self._step = ts.obs.step
-        for slot in np.flatnonzero(ts.terminated | ts.truncated):
+        self._renew(ts.terminated | ts.truncated)
+        return ts
+
+    def restart(self, slots: Array) -> Observation:
+        obs = self.env.restart(slots)
+        self._step = obs.step
+        self._renew(slots)
+        return obs
+
+    def _renew(self, slots: Array) -> None:
+        for slot in np.flatnonzero(slots):
             self._episode[slot] += 1
             self._draws[slot] = self._generator(slot)
-        return ts
 
 
 class History(Wrapper):
@@ -179,6 +197,11 @@ class History(Wrapper):
         over = ts.terminated | ts.truncated
         self._stack = where(over, self._filled(ts.obs.state), final)
         return ts._replace(obs=ts.obs._replace(state=self._stack), final_obs=ts.final_obs._replace(state=final))
+
+    def restart(self, slots: Array) -> Observation:
+        obs = self.env.restart(slots)
+        self._stack = where(slots, self._filled(obs.state), self._stack)
+        return obs._replace(state=self._stack)
 
 
 class Chunk(Wrapper):
@@ -213,3 +236,7 @@ class Chunk(Wrapper):
         obs = total.obs._replace(reward=np.where(over, total.obs.reward, final.reward))
         self._obs = obs
         return total._replace(obs=obs, final_obs=final)
+
+    def restart(self, slots: Array) -> Observation:
+        self._obs = where(slots, self.env.restart(slots), self._obs)
+        return self._obs

@@ -1,6 +1,7 @@
 """The vector environment around a simulator of a few lines, whose every number is known."""
 
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -63,6 +64,25 @@ class NoisySim(CountingSim):
         with self.random:
             draw = np.random.uniform()  # noqa: NPY002
         return np.array([draw, "jax" in sys.modules, 0]), 0.0, False, 0.0
+
+
+class PictureSim(CountingSim):
+    """States and goals are uint8 pictures of as many steps, and of the task."""
+
+    def __init__(self):
+        super().__init__()
+        self.spec = self.spec._replace(obs_shape=(4, 5, 3), goal_shape=(4, 5, 3))
+
+    def reset(self, seed, task):
+        super().reset(seed, task)
+        return self.picture(0), self.picture(task)
+
+    def step(self, action):
+        state, *rest = super().step(action)
+        return self.picture(state[2]), *rest
+
+    def picture(self, value):
+        return np.full((4, 5, 3), value, np.uint8)
 
 
 def act(*rows):
@@ -165,6 +185,37 @@ def test_workers_change_nothing(workers):
         split.close()
 
 
+def test_pictures_pass_through_workers():
+    alone, split = HostVector(PictureSim, 3), HostVector(PictureSim, 3, workers=2)
+    traces = [record(env, 2, 10, [1, 2, 3]) for env in (alone, split)]
+    split.close()
+    assert traces[0][5].obs.state.max() > 0
+    assert traces[0][0].goal[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert same(*traces)
+
+
+def test_results_of_workers_are_not_overwritten():
+    env = HostVector(CountingSim, 2, workers=2)
+    obs = env.reset(3)
+    ts = env.step(act([0, 0], [0, 0]))
+    kept = obs.state.copy(), ts.final_obs.state.copy()
+    env.step(act([0, 0], [1, 0]))
+    env.close()
+    assert np.array_equal(obs.state, kept[0])
+    assert np.array_equal(ts.final_obs.state, kept[1])
+
+
+def test_simulators_that_cannot_be_read_out_have_no_snapshot(env):
+    split = HostVector(CountingSim, 2, workers=1)
+    for each in (env, split):
+        obs = each.reset(0)
+        assert each.snapshot() is None
+        with pytest.raises(RuntimeError, match="no snapshots"):
+            each.restore(np.zeros((2, 1), np.uint32))
+        assert np.array_equal(each.step(act([0, 0], [0, 0])).obs.step, obs.step + 1)
+    split.close()
+
+
 def test_max_steps(env):
     short = HostVector(CountingSim, 1, max_steps=2)
     assert short.spec.max_steps == 2
@@ -215,18 +266,21 @@ def test_bad_actions_are_refused_and_harm_nothing(env):
             env.step(act([0, 0], [0, value]))
     with pytest.raises(ValueError, match=r"active is bool\[2\]"):
         env.step(act([0, 0], [0, 0]), active=np.array([1, 0]))
+    with pytest.raises(ValueError, match=r"slots is bool\[2\]"):
+        env.restart(np.array([True]))
     assert env.step(act([0, 0], [0, 0])).obs.step.tolist() == [1, 1]
     env.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        env.reset(0)
+    for method in (env.reset, env.restart):
+        with pytest.raises(RuntimeError, match="closed"):
+            method([0, 0])
 
 
 def test_bad_resets_and_sizes_are_refused(env):
     for task in (0, 5, [1, 5]):
         with pytest.raises(ValueError, match="tasks are 1 to 4"):
             env.reset(0, task)
-    for arguments in ((-1,), ([1, -1],), ([1, 2, 3],), (0, [1, 2, 3])):
-        with pytest.raises(ValueError, match=r"negative|one .* per"):
+    for arguments in ((-1,), ([1, -1],), ([1, 2**64],), ([1, 2, 3],), (0, [1, 2, 3])):
+        with pytest.raises(ValueError, match=r"negative|64 bits|one .* per"):
             env.reset(*arguments)
     for arguments in ((0,), (1, -1)):
         with pytest.raises(ConfigError, match="at least"):
@@ -298,13 +352,62 @@ def test_close_and_garbage_collection_end_the_workers():
     assert all(map(gone, pids))
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc about processes that are not its own")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks /proc what belongs to a process")
+
+
+def named_memory():
+    return sorted(os.listdir("/dev/shm"))
+
+
+def shared_memory(pid="self"):
+    """The pieces of memory that a process shares with its workers, mapped or as open files."""
+    mapped = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:rheostat" in line]
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return mapped + [link for link in links if "memfd:rheostat" in link]
+
+
+@needs_proc
+def test_shared_memory_goes_with_its_vector():
+    before, others = named_memory(), shared_memory()
+    closed, dropped, broken, killed = (HostVector(CountingSim, 2, workers) for workers in (2, 1, 1, 1))
+    assert len(shared_memory()) == len(others) + 8  # each is mapped, by a mapping that keeps one descriptor
+    assert [len(shared_memory(pid)) for pid in closed.worker_pids] == [2, 2]
+    for env in (dropped, broken, killed):
+        env.reset(0)
+    closed.close()
+    with pytest.raises(WorkerError, match="diverged"):
+        broken.step(act([0, 0], [-1, 0]))
+    os.kill(killed.worker_pids[0], signal.SIGKILL)
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        killed.step(act([0, 0], [0, 0]))
+    del dropped, broken, killed, env
+    gc.collect()  # tracebacks kept the last two
+    assert (named_memory(), shared_memory()) == (before, others)
+
+
+@needs_proc
+def test_shared_memory_goes_with_the_interpreter_and_without_a_word():
+    before = named_memory()
+    program = (
+        "from tests.envs.test_host import CountingSim; from envs.host import HostVector\n"
+        "env = HostVector(CountingSim, 2, workers=2)\n"
+        "env.reset(0)\n"
+        "print(*env.worker_pids)"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=surroundings)
+    assert (run.stderr, run.returncode) == ("", 0)
+    assert all(gone_or_zombie(int(pid)) for pid in run.stdout.split())
+    assert named_memory() == before
+
+
+@needs_proc
 def test_workers_end_when_their_parent_is_killed():
     program = (
         "from tests.envs.test_host import CountingSim; from envs.host import HostVector; import time;"
         "env = HostVector(CountingSim, 2, workers=2); env.reset(0); print(*env.worker_pids, flush=True); time.sleep(60)"
     )
-    path = os.pathsep.join(filter(None, sys.path))
+    path, before = os.pathsep.join(filter(None, sys.path)), named_memory()
     parent = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
     )
@@ -318,6 +421,7 @@ def test_workers_end_when_their_parent_is_killed():
             break
         time.sleep(0.05)
     assert all(map(gone_or_zombie, pids))
+    assert named_memory() == before
 
 
 def gone_or_zombie(pid):
