@@ -3,7 +3,8 @@
     state f32[M, S]   action f32[M, A]   reward f32[M]   terminated bool[M]      rows as `core.types.Dataset` draws them
     length i32[E] transitions of each episode      success f32[E] whether it succeeded, by the task's rule
     card: JSON: how it was made, statistics, and a SHA-256 over the arrays, checked when it is read
-Nothing is unpickled.
+Files of D4RL, Minari, OGBench and DPPO are read into the same arrays, with a card made on the spot; a dataset that one
+of those published goes by its name.  Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import numpy as np
 from core import dataset as ds
 from core.dataset import DataError
 from core.types import Dataset, EnvSpec
+from envs.readers import formats, published
+from envs.readers.files import File, open_file
+from envs.readers.formats import OURS
 
 # what reading a damaged npz has been seen to raise
 DAMAGED = (
@@ -57,6 +61,7 @@ def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         "length": quantiles(of.length),
         "success": float(arrays["success"].mean()),
         "terminated": int(arrays["terminated"].sum()),
+        "action_range": [float(arrays["action"].min()), float(arrays["action"].max())],
     }
 
 
@@ -83,43 +88,84 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any])
     return card
 
 
-def read(path: str | Path, spec: EnvSpec | None = None, task: str | None = None) -> tuple[Dataset, dict[str, Any]]:
-    """Read and check a dataset file -> (Dataset in NumPy, card).
+def locate(path: str | Path) -> Path:
+    """The file of a path, of a folder that Minari made, or of a published name, which may be downloaded.
 
-    Args: spec: what it is to be used for; shapes must agree.  task: what the card must say it was made on.
+    Raises: UnknownName; DataError when there is none, saying what to do.
+    """
+    given, path = str(path), Path(path)
+    if path.is_dir():
+        inside = [path / name for name in ("data/main_data.hdf5", "main_data.hdf5")]
+        path = next((file for file in inside if file.is_file()), path)
+    if path.is_file():
+        return path
+    if published.is_name(given):
+        return published.locate(given)
+    raise DataError(
+        f"{path}: no such dataset. Name another file, one that is published (d4rl/hopper-medium-v2), or make one "
+        "(Meta-World: `rheostat collect TASK`)"
+    )
+
+
+def read(path: str | Path, spec: EnvSpec | None = None, task: str | None = None) -> tuple[Dataset, dict[str, Any]]:
+    """Read and check a dataset -> (Dataset in NumPy, card).
+
+    Args: path: file of any format, or a published name; spec: what it is to be used for; shapes must agree.
+        task: what the card must say it was made on, if it says so.
     Raises: DataError naming the file, the key and the row, and what to do.
     """
-    arrays, card = load(path)
-    if task not in (None, card["task"]):
+    arrays, card = load(path, task, published.limit_of(path) or (spec.max_steps if spec else None))
+    if task not in (None, card["task"] or task):
         raise DataError(f"{path} was made on {card['task']}, not on {task}; --data.any-task trains on it all the same")
     dataset = _index(arrays, str(path))
     ds.check(dataset, str(path), spec)
     return dataset, card
 
 
-def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file as they were written -> (arrays, card); their hash is checked."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such dataset. Name another file, or make one (Meta-World: `rheostat collect TASK`)"
-        )
+def load(
+    path: str | Path, task: str | None = None, max_steps: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a dataset in our layout -> (arrays, card); hashes are checked.
+
+    Args: task: which one a foreign file is for, where neither its name nor its content says; max_steps: of an episode,
+        for a flat file that does not say where its episodes end.
+    """
+    path = locate(path)
+    with open_file(path) as file:
+        kind = formats.recognise(file)
+        return _own(file) if kind == OURS else _foreign(file, kind, task, max_steps)
+
+
+def _own(file: File) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    missing = [key for key in (*ARRAYS, "card") if key not in file]
+    if missing:
+        raise DataError(f"{file.name}: key '{missing[0]}' is missing; it has {', '.join(sorted(file.keys))}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in (*ARRAYS, "card") if name not in file.files]
-            if missing:
-                raise DataError(f"{path}: key '{missing[0]}' is missing; it has {', '.join(sorted(file.files))}")
-            card = json.loads(str(file["card"]))
-            arrays = {name: file[name] for name in ARRAYS}
-            if not isinstance(card, dict) or not {"task", "sha256"} <= set(card):
-                raise DataError(f"{path}: its card names no task and hash; write it by envs.datasets.write")
-    except DataError:
-        raise
-    except DAMAGED as error:
-        raise DataError(f"{path}: cannot be read, it is cut off or damaged ({error}). Make or copy it again") from error
+        card = json.loads(file.text("card"))
+    except json.JSONDecodeError:
+        card = None
+    if not isinstance(card, dict) or not {"task", "sha256"} <= set(card):
+        raise DataError(f"{file.name}: its card names no task and hash; write it by envs.datasets.write")
+    arrays = {key: file.column(key).array() for key in ARRAYS}
     if digest(arrays) != card["sha256"]:
-        raise DataError(f"{path}: its arrays do not have the hash on its card. Make or copy it again")
+        raise DataError(f"{file.name}: its arrays do not have the hash on its card. Make or copy it again")
     return arrays, card
+
+
+def _foreign(
+    file: File, kind: str, task: str | None, max_steps: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    of = published.task_of(file.path)
+    if "masks" in file and "singletask" not in (of or ""):  # relabelled for a task that the name does not say
+        of = None
+    limit = max_steps or published.limit_of(file.path)
+    found = formats.read(file, kind, published.box_of(of or task), limit)
+    of = published.task_of_env(found.env) or of
+    notes = [*found.notes, *([] if of else ["neither the file nor its name says which task it is from"])]
+    source = {"file": str(file.path.absolute()), "bytes": file.path.stat().st_size}
+    ds.check(_index(found.arrays, file.name), file.name)
+    card = {"format": kind, "task": of, "source": source, "notes": notes, **describe(found.arrays)}
+    return found.arrays, {**card, "sha256": digest(found.arrays)}
 
 
 def _check_lengths(arrays: dict[str, np.ndarray], name: str) -> None:

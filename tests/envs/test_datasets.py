@@ -8,6 +8,7 @@ import pytest
 from core.dataset import DataError
 from core.types import EnvSpec
 from envs import datasets
+from envs.readers import files
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def test_round_trip_and_card(path, arrays):
     returns = arrays["reward"].reshape(40, 11)[:, :10].sum(1)
     assert card["return"]["mean"] == pytest.approx(returns.mean(), rel=1e-5)
     assert card["return"]["median"] == pytest.approx(np.median(returns), rel=1e-5)
+    assert card["action_range"] == [arrays["action"].min(), arrays["action"].max()]
     assert not list(path.parent.glob("*.part"))
 
 
@@ -92,7 +94,21 @@ def test_pickles_are_not_read(path, arrays):
         kept = {k: file[k] for k in file.files}
     kept["state"] = np.array([{"a": 1}], dtype=object)
     np.savez(path, **kept)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="key 'state': it holds pickled Python objects"):
+        datasets.read(path)
+
+
+def test_a_declared_size_beyond_memory(path, monkeypatch):
+    monkeypatch.setattr(files, "available_memory", lambda: 3000)
+    with pytest.raises(DataError, match=r"set\.npz: it declares .* GB of memory are free"):
+        datasets.read(path)
+
+
+def test_a_single_value_where_an_array_belongs(path):
+    with np.load(path) as file:
+        kept = {k: file[k] for k in file.files}
+    np.savez(path, **{**kept, "length": np.int32(400)})
+    with pytest.raises(DataError, match=r"key 'length': its shape is \(\)"):
         datasets.read(path)
 
 

@@ -36,19 +36,24 @@ def compare(name: str, ours, reference, rtol: float, atol: float, note: str = ""
     error = np.abs(ours.squeeze() - reference.squeeze()).ravel()
     bound = atol + rtol * np.abs(reference.squeeze()).ravel()
     finite = np.isfinite(error) & np.isfinite(bound)
-    worst = np.argmax(np.divide(error, bound, where=finite, out=np.full_like(error, np.inf)))
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 where an exact comparison is met
+        ratio = np.divide(error, bound, where=finite, out=np.full_like(error, np.inf))
+    worst = np.argmax(np.nan_to_num(ratio, nan=0, posinf=np.inf))
     return Row(name, float(error[worst]), float(bound[worst]), bool(finite.all() and (error <= bound).all()), note)
 
 
 class Case:
-    """Arrays of one `.npz` by their dotted or slashed names."""
+    """Arrays of one `.npz` by their dotted or slashed names, or the lists of numbers in one `.json`."""
 
     def __init__(self, path: str | Path):
         """Raises: Uncheckable when the file cannot be read whole."""
         self.path = Path(path)
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                self._arrays = {key: file[key] for key in file.files}
+            if self.path.suffix == ".json":
+                self._arrays = {k: np.asarray(v, np.float64) for k, v in json.loads(self.path.read_text()).items()}
+            else:
+                with np.load(self.path, allow_pickle=False) as file:
+                    self._arrays = {key: file[key] for key in file.files}
         except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
             raise Uncheckable(f"cannot be read: {error}") from error
         self._hyper = json.loads(str(self._arrays.pop(HYPER))) if HYPER in self._arrays else {}

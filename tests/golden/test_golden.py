@@ -1,5 +1,6 @@
 """The runner passes on the stored cases and on new ones, misses what was changed, and refuses what it cannot check."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.golden.case import Uncheckable, compare
 from tests.golden.oracle import write
 
 HERE = Path(__file__).parent
-FILES = sorted(HERE.glob("*.npz"))
+FILES = sorted([*HERE.glob("*.npz"), *HERE.glob("*.json")])
 
 
 def altered(tmp_path, name, change):
@@ -46,6 +47,8 @@ def test_unseen_cases_pass(tmp_path, options):
 @pytest.mark.parametrize(
     ("name", "key", "factor"),
     [
+        ("d4rl_flat_to_transitions.npz", "d4rl_qlearning.next_observations", 1 + 1e-6),
+        ("d4rl_flat_to_transitions.npz", "d4rl_sequence.returns", 1 + 1e-4),
         ("corl_td3bc.npz", "step0.target_q", 1 + 1e-8),
         ("corl_td3bc.npz", "step1.actor_loss", 1 + 1e-8),
         ("corl_td3bc.npz", "step3.critic_2_target.net.2.bias", 1 + 1e-8),
@@ -64,6 +67,43 @@ def test_a_changed_array_is_a_miss(tmp_path, name, key, factor):
         arrays[key].reshape(-1)[-1:] *= factor  # a view: one element is enough
 
     assert check(altered(tmp_path, name, change)) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("restart", [0, 1])
+def test_unseen_flat_data_without_timeouts(tmp_path, capsys, dtype, restart):
+    """Steps counted on from `restart` behind a row that ended the task: 1 in D4RL's loop, 0 in its description."""
+    rng, count, rows = np.random.default_rng(3), 0, []
+    raw = {"observations": rng.standard_normal((60, 4)).astype(dtype), "rewards": rng.standard_normal(60).astype(dtype)}
+    raw |= {"actions": rng.uniform(-1, 1, (60, 2)).astype(dtype), "terminals": rng.random(60) < 0.1}
+    for i in range(59):
+        if count == 6:
+            count = 0
+            continue
+        rows.append(i)
+        count = restart if raw["terminals"][i] else count + 1
+    arrays = {f"raw.{key}": value for key, value in raw.items()} | {"hp.max_episode_steps": np.asarray(7)}
+    for key, value in raw.items():
+        arrays[f"d4rl_qlearning.{key}"] = value[rows] if key == "terminals" else value[rows].astype(np.float32)
+    arrays["d4rl_qlearning.next_observations"] = raw["observations"][np.add(rows, 1)].astype(np.float32)
+    path = tmp_path / "d4rl_flat_to_transitions_other.npz"
+    np.savez(path, **arrays)
+    assert check(path) == 0
+    assert ("as D4RL does" if restart else "from 0 in each episode") in capsys.readouterr().out
+    del arrays["hp.max_episode_steps"]
+    np.savez(path, **arrays)
+    assert check(path) == 2
+    assert "the steps of an episode must be known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({}, 0), ({"hopper-medium-v2": [-20.27, 3234.3]}, 1), ({"swimmer-medium-v2": [0, 1]}, 2), ({"a": "b"}, 2)],
+)
+def test_scores_of_another_file(tmp_path, change, code):
+    path = tmp_path / "d4rl_ref_scores_other.json"
+    path.write_text(json.dumps({"kitchen-mixed-v0": [0, 4], **change}))
+    assert check(path) == code
 
 
 def test_nan_is_a_miss(tmp_path):
