@@ -1,22 +1,32 @@
-"""Collections from the scripted experts: the same bits in any order, resumable, refusals."""
+"""Collections: the same bits for any number of workers, resumable, cut at whole episodes, refusals."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from core.config import ConfigError
+from core.config import ConfigError, UnknownName
 from envs import collect, datasets
 from envs.collect import Recipe
 
-RECIPE = Recipe("metaworld/reach", episodes=7, noise=0.3, seed=5, max_steps=12)
+RECIPE = Recipe("ogbench/pointmaze-medium", episodes=40, noise=0.3, seed=5, max_steps=12)
+
+
+def made(recipe, out, workers=2, report=lambda done: None):
+    return collect.collect(*collect.scripted(recipe), out, workers, {}, report)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "reach.npz"
+    out = tmp_path_factory.mktemp("whole") / "maze.npz"
     seen = []
-    card = collect.collect(RECIPE, out, 2, {}, seen.append)
+    card = made(RECIPE, out, 2, seen.append)
     return out, card, seen
 
 
@@ -32,77 +42,152 @@ def stop(done):
 
 def test_card_and_arrays(whole):
     out, card, seen = whole
-    arrays, _ = datasets.load(out)
+    arrays, read = datasets.load(out)
+    assert read == card
     assert card["recipe"]["noise"] == 0.3
-    assert arrays["length"].tolist() == [12] * 7
-    assert arrays["state"].shape == (7 * 13, 39)
-    assert seen[0] == 0
-    assert seen[-1] == 7
+    assert card["recipe"]["kind"] == "navigate"
+    assert card["players"] == [
+        {"player": "OGBench's oracle, navigate", "episodes": 40, "transitions": 480, "mean return": 0.0}
+    ]
+    assert arrays["length"].tolist() == [12] * 40
+    assert arrays["state"].shape == (40 * 13, 2)
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0, 480)
     assert not out.with_name(out.name + ".parts").exists()
 
 
-def test_episodes_depend_on_seed_and_number_only(whole):
-    arrays, _ = datasets.load(whole[0])
-    alone = collect.Player(RECIPE).play(range(3, 4))
-    np.testing.assert_array_equal(alone["state"], arrays["state"][3 * 13 : 4 * 13])
-    np.testing.assert_array_equal(alone["action"], arrays["action"][3 * 13 : 4 * 13])
-    assert not np.array_equal(arrays["state"][:13], alone["state"])
+def test_the_published_sizes_are_the_default():
+    recipe, source = collect.scripted(Recipe("ogbench/pointmaze-giant"))
+    assert (recipe.episodes, recipe.max_steps, recipe.noise) == (500, 2000, 0.5)
+    assert collect.measure(recipe, source) == (1_000_000, "transitions")
+    recipe, _ = collect.scripted(Recipe("ogbench/cube-triple", kind="noisy", transitions=500))
+    assert (recipe.episodes, recipe.transitions, recipe.max_steps, recipe.noise) == (0, 500, 1000, 0.1)
 
 
-def test_the_stored_action_is_the_noisy_one_that_was_executed(whole):
-    arrays, _ = datasets.load(whole[0])
-    from envs.metaworld import expert
-
-    policy, state = expert("reach"), arrays["state"][0].astype(np.float64)
-    intended = np.clip(policy.get_action(state), -1, 1)
-    assert 0.01 < np.abs(arrays["action"][0] - intended).max() < 2
-    assert np.abs(arrays["action"]).max() <= 1
+def test_one_worker_makes_the_same_bits(whole, tmp_path):
+    assert made(RECIPE, tmp_path / "maze.npz", 1)["sha256"] == whole[1]["sha256"]
 
 
-def test_a_stopped_collection_goes_on(whole, tmp_path, monkeypatch):
-    out = tmp_path / "reach.npz"
-    parts = tmp_path / "reach.npz.parts"
-
+def test_a_stopped_collection_goes_on(whole, tmp_path):
+    out, parts = tmp_path / "maze.npz", tmp_path / "maze.npz.parts"
     with pytest.raises(Stop):
-        collect.collect(RECIPE, out, 1, {}, stop)
-    kept = sorted(parts.glob("*.npz"))
+        made(RECIPE, out, 1, stop)
+    kept = sorted(parts.glob("*-*.npz"))
     assert kept
     times = [path.stat().st_mtime_ns for path in kept]
     first = []
     with pytest.raises(Stop):  # what was finished is reported before anything is played
-        collect.collect(RECIPE, out, 1, {}, lambda done: (first.append(done), stop(done)))
-    assert first[0] == 5
+        made(RECIPE, out, 1, lambda done: (first.append(done), stop(done)))
+    assert first[0] == 36
     assert [path.stat().st_mtime_ns for path in kept] == times
-    card = collect.collect(RECIPE, out, 1, {})
-    assert card["sha256"] == whole[1]["sha256"]
+    assert made(RECIPE, out, 1)["sha256"] == whole[1]["sha256"]
+
+
+def test_a_killed_collection_goes_on(tmp_path):
+    recipe = replace(RECIPE, episodes=320, max_steps=60)
+    out, parts = tmp_path / "maze.npz", tmp_path / "maze.npz.parts"
+    script = (
+        "from pathlib import Path; from envs import collect; from envs.collect import Recipe; "
+        f"collect.collect(*collect.scripted({recipe!r}), Path({str(out)!r}), 1, {{}})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 120
+    while not list(parts.glob("*-*.npz")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    first = []
+    card = made(recipe, out, 2, first.append)
+    assert 0 < first[0] < 19_200
+    player = collect.scripted(recipe)[1].build()
+    assert card["sha256"] == datasets.digest(player.play(0, range(320)))
+    player.close()
 
 
 def test_a_damaged_block_is_played_again(whole, tmp_path):
-    out = tmp_path / "reach.npz"
-
+    out = tmp_path / "maze.npz"
     with pytest.raises(Stop):
-        collect.collect(RECIPE, out, 1, {}, stop)
-    block = next((tmp_path / "reach.npz.parts").glob("*.npz"))
+        made(RECIPE, out, 1, stop)
+    block = next((tmp_path / "maze.npz.parts").glob("*-*.npz"))
     block.write_bytes(block.read_bytes()[:500])
-    assert collect.collect(RECIPE, out, 2, {})["sha256"] == whole[1]["sha256"]
+    assert made(RECIPE, out, 2)["sha256"] == whole[1]["sha256"]
+
+
+class Counting:
+    """A player whose episodes have the lengths 1, 2, 3, 1, 2, ..., and whose states are the episode's number."""
+
+    def play(self, who, numbers):
+        length = np.array([1 + n % 3 for n in numbers], np.int32)
+        state = np.repeat(np.array(numbers, np.float32), length + 1)[:, None]
+        rows = len(state)
+        return {
+            "state": state, "action": np.zeros((rows, 1), np.float32), "reward": np.full(rows, who, np.float32),
+            "terminated": np.zeros(rows, bool), "length": length, "success": np.zeros(len(length), np.float32),
+        }  # fmt: skip
+
+    def close(self):
+        pass
+
+
+TWO = collect.Source([{"player": "a"}, {"player": "b"}], Counting, steps=3)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_transitions_are_whole_episodes_and_shares_are_equal(tmp_path, workers):
+    """Two players who take turns with the numbers; each stops behind the episode that reaches half of 100."""
+    out = tmp_path / "counted.npz"
+    card = collect.collect(Recipe("toy/match", noise=0.0, transitions=100), TWO, out, workers, {})
+    arrays, _ = datasets.load(out)
+    first = np.cumsum(arrays["length"] + 1) - (arrays["length"] + 1)
+    played, expected = arrays["state"][first, 0].astype(int).tolist(), []
+    for who, player in enumerate(card["players"]):
+        numbers = list(range(who, 200, 2))
+        count = int(np.searchsorted(np.cumsum([1 + n % 3 for n in numbers]), 50)) + 1
+        expected += numbers[:count]
+        assert (player["episodes"], player["transitions"]) == (count, sum(1 + n % 3 for n in numbers[:count]))
+    assert played == expected
+
+
+def test_episodes_are_dealt_out_evenly(tmp_path):
+    three = TWO._replace(cards=[*TWO.cards, {"player": "c"}])
+    card = collect.collect(Recipe("toy/match", noise=0.0, episodes=11), three, tmp_path / "dealt.npz", 1, {})
+    assert [player["episodes"] for player in card["players"]] == [4, 4, 3]
+    assert card["episodes"] == 11
+
+
+def test_blocks_grow_with_the_collection_and_not_with_the_workers():
+    size = collect._block
+    assert size(Recipe("x", episodes=1), 1000, 1) == 1
+    assert size(Recipe("x", episodes=1000), 1000, 1) == 2
+    assert size(Recipe("x", episodes=1000), 1000, 16) == 16
+    assert size(Recipe("x", transitions=10_000), 1000, 16) == 1
+    assert size(Recipe("x", episodes=5000), 200, 1) == 12
 
 
 def test_refusals(whole, tmp_path):
-    with pytest.raises(ConfigError, match="max_steps 900"):
-        collect.collect(Recipe("metaworld/reach", 3, max_steps=900), tmp_path / "long.npz", 1, {})
-    with pytest.raises(ConfigError, match="--noise nan"):
-        collect.check(Recipe("metaworld/reach", 3, noise=float("nan")))
-    with pytest.raises(ConfigError, match="workers 0"):
-        collect.collect(RECIPE, tmp_path / "x.npz", 0, {})
+    def refused(match, recipe, workers=1, out="x.npz", kind=ConfigError):
+        with pytest.raises(kind, match=match):
+            made(recipe, tmp_path / out, workers)
+
+    refused("max_steps 900", Recipe("metaworld/reach", 3, max_steps=900))
+    refused("--noise nan", Recipe("metaworld/reach", 3, noise=float("nan")))
+    refused("--noise -1", Recipe("metaworld/reach", 3, noise=-1.0))
+    refused("--episodes -1", Recipe("metaworld/reach", -1))
+    refused("not both", Recipe("metaworld/reach", 3, transitions=3))
+    refused("workers 0", RECIPE, workers=0)
+    refused("must end in .npz", RECIPE, out="x.hdf5")
+    refused("--kind is for", Recipe("metaworld/reach", 3, kind="play"))
+    refused("nearest: navigate, stitch", Recipe("ogbench/pointmaze-medium", kind="play"), kind=UnknownName)
+    refused("collect ogbench/cube-single --kind noisy", Recipe("ogbench/cube-single-noisy-v0"))
+    refused("no scripted expert and no oracle", Recipe("ogbench/antmaze-medium"))
+    refused("no scripted expert and no oracle", Recipe("ogbench/pointmaze-medium-singletask"))
+    refused("--run RUN or --policy FILE", Recipe("toy/match", 3))
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="exists"):
-        collect.collect(RECIPE, whole[0], 1, {})
-    with pytest.raises(ConfigError, match="toy/match has no scripted expert; the tasks of metaworld"):
-        collect.check(Recipe("toy/match", 3))
-    with pytest.raises(ConfigError, match="episodes 0"):
-        collect.check(Recipe("metaworld/reach", 0))
+        made(RECIPE, whole[0])
+    with pytest.raises(ConfigError, match="2 policies cannot share 1"):
+        collect.collect(Recipe("toy/match", 1, 0.0), TWO, tmp_path / "x.npz", 1, {})
     parts = tmp_path / "x.npz.parts"
     parts.mkdir()
     (parts / "recipe.json").write_text(json.dumps({"task": "another"}))
-    with pytest.raises(ConfigError, match="another collection"):
-        collect.collect(RECIPE, tmp_path / "x.npz", 1, {})
+    refused("another collection", RECIPE)

@@ -15,9 +15,10 @@ from envs.host import HostVector
 from envs.jax_wrappers import ActionNoise as JaxNoise
 from envs.jax_wrappers import wrap_jax
 from envs.registry import Options
+from envs.render import RenderError
 from envs.toys.base import follow, start
 from envs.toys.host import HostFromJax
-from envs.wrappers import ActionNoise, Wrapper, wrap_host
+from envs.wrappers import ActionNoise, Wrapper, where, wrap_host
 
 B = 6
 
@@ -357,6 +358,38 @@ def test_noise_belongs_to_slot_and_episode(host):
     np.testing.assert_array_equal(both, executed([1, 2], None))
 
 
+@pytest.mark.parametrize("host", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [Options(end_at_success=True), Options(noise=0.3), Options(history=3), Options(chunk=2, history=2, noise=0.1)],
+)
+def test_a_restart_is_as_good_as_an_end(options, host):
+    """Whatever a wrapper remembers, an episode that is broken off is followed as one that the clock ended."""
+
+    def wrapped(max_steps):
+        if host:
+            return wrap_host(HostFromJax(JaxBatch(Echo(max_steps), B)), options)
+        return HostFromJax(JaxBatch(wrap_jax(Echo(max_steps), options), B))
+
+    short, long, partly = wrapped(4), wrapped(1000), wrapped(1000)
+    actions = draw_actions(short.spec, 8)
+    first = 2 if options.chunk else 4  # actions in four primitive steps
+    ended = play(short, actions[:first])[1][-1]
+    assert ended.truncated.all()
+    before = play(long, actions[:first])[1][-1].obs
+    assert_same(ended.obs, long.restart(np.ones(B, bool)))
+    assert_same(short.step(actions[first]), long.step(actions[first]))
+
+    play(partly, actions[:first])
+    some = np.arange(B) % 2 == 0
+    assert_same(where(some, ended.obs, before), partly.restart(some))
+    resumed = partly.step(actions[first]).final_obs
+    assert resumed.step.tolist() == (np.where(some, 0, before.step) + 4 // first).tolist()
+    assert partly.snapshot() is None
+    with pytest.raises(RuntimeError, match="no snapshots"):
+        partly.restore(np.zeros((B, 1), np.uint32))
+
+
 def test_max_steps():
     env = toys.make("pointmaze", 2, Options(max_steps=3, host=True))
     assert env.spec.max_steps == 3
@@ -399,6 +432,10 @@ def test_wrong_shapes_and_tasks_are_refused():
     fresh = toys.make("match", 2, Options(host=True))
     with pytest.raises(RuntimeError, match="reset"):
         fresh.step(np.zeros((2, 2), np.float32))
+    with pytest.raises(RuntimeError, match="reset"):
+        fresh.restart(np.ones(2, bool))
+    with pytest.raises(RenderError, match="no camera"):
+        fresh.render()
 
 
 @pytest.mark.parametrize("options", [Options(chunk=4), Options(noise=0.1)])

@@ -1,0 +1,101 @@
+"""Mixtures of datasets: whole episodes of several files, drawn by weights into a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from core.config import ConfigError
+from core.dataset import DataError
+from core.seeds import derive
+from envs import datasets
+from envs.collect import refuse_existing
+
+PER_EPISODE = ("length", "success")
+
+
+class Part(NamedTuple):
+    path: Path
+    weight: float  # share of transitions, in proportion to the other weights
+
+
+def parse(texts: Sequence[str]) -> list[Part]:
+    """Parts from `FILE:WEIGHT`.  Raises: ConfigError."""
+    parts = []
+    for text in texts:
+        path, _, weight = text.rpartition(":")
+        try:
+            parts.append(Part(Path(path), float(weight)))
+        except ValueError:
+            raise ConfigError(f"'{text}' is not FILE:WEIGHT, such as data/expert.npz:0.5") from None
+        if not path or not 0 < parts[-1].weight < np.inf:
+            raise ConfigError(f"'{text}': the weight must be a number above zero, and the file must be named")
+    if len({part.path.absolute() for part in parts}) < len(parts) or len(parts) < 2:
+        raise ConfigError("a mixture needs at least two different files, each named once with its whole weight")
+    return parts
+
+
+def draw(length: np.ndarray, transitions: int, rng: np.random.Generator) -> np.ndarray:
+    """Numbers of episodes whose lengths add up to at least `transitions`, the last one needed for it.
+
+    Without replacement while there are any left; then all are put back, so that their counts differ by one at most.
+    """
+    chosen, total = [], 0
+    while total < transitions:
+        order = rng.permutation(len(length))
+        reached = total + np.cumsum(length[order])
+        order = order[: int(np.searchsorted(reached, transitions)) + 1]
+        chosen.append(order)
+        total += int(length[order].sum())
+    return np.concatenate(chosen)
+
+
+def take(arrays: dict[str, np.ndarray], episodes: np.ndarray) -> dict[str, np.ndarray]:
+    """Episodes by their numbers, in that order, in the layout of `envs.datasets`."""
+    rows = arrays["length"].astype(np.int64) + 1
+    first, rows = (np.cumsum(rows) - rows)[episodes], rows[episodes]
+    index = np.repeat(first - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
+    return {key: arrays[key][episodes if key in PER_EPISODE else index] for key in datasets.ARRAYS}
+
+
+def mix(parts: Sequence[Part], transitions: int, seed: int, out: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Write the mixture and return its card, which holds those of the files.
+
+    Args: transitions: at least so many, each file's share rounded; made: goes on the card.
+    Raises: ConfigError for files of different tasks or shapes, or when `out` exists; DataError for damaged ones.
+    """
+    if out.suffix != ".npz" or seed < 0 or transitions < len(parts):
+        raise ConfigError(f"{out} must end in .npz, seed {seed} be >= 0, transitions {transitions} >= {len(parts)}")
+    refuse_existing(out)
+    total, parents, taken = sum(part.weight for part in parts), [], []
+    for number, part in enumerate(parts):
+        arrays, card = datasets.load(part.path)
+        _agree(part.path, card["task"], arrays, parents, taken)
+        want = max(1, round(transitions * part.weight / total))
+        chosen = draw(arrays["length"], want, np.random.default_rng(derive(seed, number)))
+        taken.append(take(arrays, chosen))
+        parents.append({
+            "file": str(part.path), "sha256": card["sha256"], "weight": part.weight / total,
+            "transitions": int(taken[-1]["length"].sum()), "episodes": len(chosen),
+            "different episodes": len(np.unique(chosen)), "card": card,
+        })  # fmt: skip
+    del arrays
+    whole = {key: np.concatenate([part.pop(key) for part in taken]) for key in datasets.ARRAYS}
+    for parent in parents:
+        parent["share"] = parent["transitions"] / int(whole["length"].sum())
+    recipe = {"transitions": transitions, "seed": seed}
+    return datasets.write(out, whole, {"task": parents[0]["card"]["task"], "mix": recipe, "parents": parents, **made})
+
+
+def _agree(path: Path, task: str, arrays: dict, parents: list[dict], taken: list[dict]) -> None:
+    if not parents:
+        return
+    if task != parents[0]["card"]["task"]:
+        raise ConfigError(f"{path} was made on {task}, {parents[0]['file']} on {parents[0]['card']['task']}")
+    for key in datasets.ARRAYS:
+        kind, first = ((str(x[key].dtype), *x[key].shape[1:]) for x in (arrays, taken[0]))
+        if kind != first:
+            raise DataError(f"{path}: key '{key}' has rows {kind}, but {parents[0]['file']} has {first}")

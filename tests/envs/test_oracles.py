@@ -1,0 +1,123 @@
+"""OGBench's oracles: the package's own ways, episodes that depend on the seed alone, what a set consists of."""
+
+import numpy as np
+import pytest
+
+from envs import oracles
+
+
+@pytest.fixture(scope="module")
+def maze():
+    yield (made := oracles.oracle("pointmaze-medium", "navigate", 0.5))
+    made.close()
+
+
+def test_every_task_of_the_published_sets_is_registered():
+    from envs import ogbench
+
+    names = [*oracles.MAZES, *oracles.EPISODES]
+    assert len(names) == 13
+    assert set(names) <= set(ogbench.tasks())
+    sizes = {kind: s.episodes * s.steps for name in oracles.MAZES for kind, s in oracles.standards(name).items()}
+    assert sizes == {"navigate": 1_000_000, "stitch": 1_000_000}
+    assert oracles.standards("cube-quadruple")["play"].episodes * 1000 == 5_000_000
+    assert oracles.standards("puzzle-3x3")["noisy"].p_random == 0.2
+    assert oracles.standards("antmaze-medium") == {}
+
+
+def test_a_maze_episode(maze):
+    state, action = maze.episode(3, 400)
+    assert state.shape == (401, 2)
+    assert action.shape == (400, 2)
+    assert state.dtype == action.dtype == np.float32
+    again, _ = maze.episode(4, 10)
+    np.testing.assert_array_equal(maze.episode(3, 400)[0], state)  # whatever was played in between
+    assert not np.array_equal(again, state[:11])
+    np.testing.assert_allclose(np.diff(state, axis=0)[:5], 0.2 * action[:5], atol=1e-3)  # the point's dynamics
+
+
+def test_the_walk_is_the_packages_oracle_with_noise(maze):
+    """Actions point to the oracle's next cell; what remains has about the noise's spread."""
+    state, action = maze.episode(5, 600)
+    env, residuals = maze._env, []
+    for here, taken in zip(state, action, strict=False):
+        directions = []
+        for goal in maze._vertices:  # the goal of the moment is not recorded: one of them it was
+            way = env.get_oracle_subgoal(here, np.array(env.ij_to_xy(goal)))[0] - here
+            directions.append(way / (np.linalg.norm(way) + 1e-6))
+        residuals.append(min((taken - d for d in directions), key=np.linalg.norm)[np.abs(taken) < 1])
+    residual = np.concatenate(residuals)
+    assert 0.2 < residual.std() < 0.5  # clipping and the choice of the nearest goal cut it
+
+
+def test_the_goals_of_a_maze(maze):
+    """navigate: no mere corridors; stitch: exactly four cells away, by a search of the test's own."""
+    free = {tuple(cell) for cell in np.argwhere(maze._env.maze_map == 0)}
+    assert set(maze._cells) == free
+
+    def around(cell):
+        return [n for n in ((cell[0] + i, cell[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))) if n in free]
+
+    for cell in free:
+        near = around(cell)
+        straight = len(near) == 2 and (near[0][0] == near[1][0] or near[0][1] == near[1][1])
+        assert (cell in maze._vertices) == (not straight)
+        reach = [{cell}]
+        for _ in range(4):
+            reach.append({n for c in reach[-1] for n in around(c)} - set().union(*reach))
+        assert set(maze._four_away(cell)) == (reach[4] or {cell})
+
+
+def test_stitch_stays_near_its_start():
+    stitch = oracles.oracle("pointmaze-medium", "stitch", 0.5)
+    for seed in range(5):
+        state, _ = stitch.episode(seed, 200)
+        begin, end = (stitch._env.xy_to_ij(xy) for xy in (state[0], state[-1]))
+        assert end in stitch._four_away(begin)  # there it waits
+    stitch.close()
+
+
+def test_teleporters_send_to_other_places():
+    teleport = oracles.oracle("pointmaze-teleport", "navigate", 0.5)
+    jumps = []
+    for seed in range(4):
+        state, _ = teleport.episode(seed, 300)
+        moved = np.linalg.norm(np.diff(state, axis=0), axis=1)
+        jumps.extend(state[1:][moved > 5])
+    exits = np.array(teleport._env._teleport_info["teleport_out_xys"])
+    assert jumps
+    assert all(np.linalg.norm(exits - jump, axis=1).min() < 0.5 for jump in jumps)
+    teleport.close()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cube-double", "play"), ("scene", "noisy"), ("puzzle-3x3", "play")])
+def test_an_arm_episode_depends_on_its_seed_alone(name, kind):
+    arm = oracles.oracle(name, kind, 0.1)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    state, action = arm.episode(3, 120)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    arm.episode(4, 60)
+    again = arm.episode(3, 120)
+    np.testing.assert_array_equal(again[0], state)
+    np.testing.assert_array_equal(again[1], action)
+    assert action.shape == (120, 5)
+    assert np.abs(action).max() == 1.0
+    arm.close()
+
+
+def test_play_moves_the_cube():
+    arm = oracles.oracle("cube-single", "play", 0.1)
+    state, _ = arm.episode(0, 200)
+    cube, height = state[:, 19:21] / 10, state[:, 21] / 10  # in metres
+    assert height.max() > 0.1
+    assert np.linalg.norm(cube[-1] - cube[0]) > 0.05
+    arm.close()
+
+
+def test_a_scene_out_of_sight_is_played_again():
+    on_table = np.tile([0.4, 0.0, 0.02], (5, 1))
+    assert oracles._in_sight(on_table)
+    for y, z, seen in [(0.3, 0.02, False), (-0.31, 0.02, False), (-0.31, 0.07, True), (-0.31, 0.09, False)]:
+        moved = on_table.copy()
+        moved[2, 1:] = y, z
+        assert oracles._in_sight(moved) == seen
