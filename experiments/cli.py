@@ -9,12 +9,16 @@ from collections.abc import Callable
 HELP = """\
 usage: rheostat COMMAND ...
 
-  collect TASK        make a dataset from the task's scripted expert
+  collect TASK        make a dataset: by experts, oracles, weights, runs, or of other datasets
   train ALGO TASK     train an algorithm on a dataset
   resume RUN          go on with a run from its last checkpoint
   eval RUN            judge a run on fresh episodes
+  data ACTION FILE    describe a dataset of any format, or convert it to ours
+  video RUN           an mp4 of the run's policy on fresh episodes
   list WHAT           algos, tasks, datasets or runs
-  tables RUNS ...     final and last-k scores over seeds, as Markdown and CSV
+  tables RUNS ...     scores over seeds with intervals, as Markdown, CSV and LaTeX
+  plot RUNS ...       learning curves over seeds, as a picture and CSV
+  doctor              what works on this machine, and what to do about the rest
 
 Each command explains itself: rheostat COMMAND --help
 """

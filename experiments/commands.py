@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -101,29 +101,90 @@ def evaluate(
 
 
 def collect(
-    task: Positional[str],
+    task: Annotated[str, Positional, tyro.conf.arg(metavar="TASK")] = "",
+    mixture: Annotated[tuple[str, ...], Positional, tyro.conf.arg(metavar="FILE:WEIGHT ...")] = (),
     out: Path | None = None,
-    episodes: int = 100,
-    noise: float = 0.0,
-    seed: int = 0,
+    episodes: int = 0,
+    transitions: int = 0,
+    noise: float | None = None,
+    kind: Literal["navigate", "stitch", "play", "noisy"] | None = None,
+    policy: Path | None = None,
+    activation: Literal["relu", "tanh"] | None = None,
+    source: str = "",
+    run: Path | None = None,
+    checkpoint: int | None = None,
+    best: bool = False,
+    replay: bool = False,
+    explore: bool = False,
+    seed_index: int | None = None,
     max_steps: int = 0,
+    seed: int = 0,
     workers: int = 0,
 ) -> None:
-    """Make a dataset from the task's scripted expert.  A collection that was stopped goes on where it was.
+    """Make a dataset: by a scripted expert, an oracle, weights, a run, or from other datasets.
+
+    rheostat collect metaworld/push --episodes 100 --noise 0.5
+
+    rheostat collect ogbench/pointmaze-medium --kind navigate
+
+    rheostat collect mujoco/hopper-v5 --policy ppo.npz --activation relu --transitions 100000
+
+    rheostat collect --run RUN --replay --transitions 200000
+
+    rheostat collect mix expert.npz:0.5 medium.npz:0.5 --transitions 200000 --out both.npz
+
+    The same command after a stop goes on where it was; the bits do not depend on the number of workers.
 
     Args:
-        task: suite/name, such as metaworld/push.
-        out: the file; default a name in data/ made of the task and the numbers below.
-        episodes: how many.
-        noise: standard deviation of Gaussian noise on the expert's actions, in units of the action box.
+        task: suite/name, such as metaworld/push; not needed with --run; the word mix for a mixture.
+        mixture: with mix: datasets and their shares of transitions.
+        out: the file; default a name in data/ made of the task and the options.
+        episodes: how many; default 100, for OGBench's oracles the size of the published set.
+        transitions: instead of episodes: whole episodes until there are as many.
+        noise: std of Gaussian noise on actions, in units of the action box; default 0, for oracles as published.
+        kind: which of OGBench's sets; default navigate in mazes, play in manipulation.
+        policy: weights in an npz: SAC or TQC (actor.latent_pi.*, actor.mu.*), or w0, b0, ... (PPO, TRPO, A2C, ARS).
+        activation: between the layers w0, w1, ..., where the file does not say it.
+        source: where the weights come from (repository, commit), for the card.
+        run: play the policies of a run: of all its seeds, equal shares.
+        checkpoint: the one at this step; default the last.
+        best: the checkpoint with the best score in training.
+        replay: all checkpoints that are kept, equal shares, as a replay buffer has them.
+        explore: act as in training, instead of as in evaluation.
+        seed_index: only this one of the run's seeds, from 0.
+        max_steps: shorter episodes than the task's own; for oracles any length.
         seed: base of the episodes' seeds; episode e depends on it and e only.
-        max_steps: shorter episodes than the task's own; 0 keeps those.
         workers: processes; 0 for all cores.
     """
     from envs.collect import Recipe
-    from experiments.collect import collect
+    from experiments.collect import Asked, command
 
-    collect(Recipe(task, episodes, noise, seed, max_steps), out, workers)
+    recipe = Recipe(task, episodes, noise, seed, max_steps, transitions, kind or "")
+    player = Asked(mixture, policy, activation or "", source, run, checkpoint, best, replay, explore, seed_index)
+    command(recipe, player, out, workers)
+
+
+def data(
+    action: Positional[Literal["describe", "convert"]],
+    path: Annotated[str, Positional, tyro.conf.arg(metavar="FILE")],
+    out: Path | None = None,
+    task: str | None = None,
+    max_steps: int | None = None,
+) -> None:
+    """What a dataset holds; or the same in our own format.  Reads D4RL, Minari, OGBench, DPPO and ours.
+
+    Args:
+        action: describe prints the card; convert writes --out.
+        path: a file, or a published name such as d4rl/hopper-medium-v2 or ogbench/pointmaze-medium-navigate-v0.
+        out: with convert: the npz to write.
+        task: which task it is from, where neither the file nor its name says.
+        max_steps: steps of an episode, for a flat file that does not say where its episodes end.
+    """
+    from experiments import data
+
+    if (action == "convert") != (out is not None):
+        raise ConfigError("convert needs --out FILE.npz; describe takes none")
+    print(data.describe(path, task, max_steps) if out is None else data.convert(path, out, task, max_steps))
 
 
 def listing(what: Positional[Literal["algos", "tasks", "datasets", "runs"]], root: Path | None = None) -> None:
@@ -141,22 +202,84 @@ def listing(what: Positional[Literal["algos", "tasks", "datasets", "runs"]], roo
 def tables(
     runs: Positional[tuple[Path, ...]] = (Path("runs"),),
     last: int = 3,
-    metric: Literal["return", "success"] = "return",
+    metric: Literal["return", "success", "score"] = "return",
+    format: Literal["markdown", "csv", "latex"] = "markdown",
     out: Path | None = None,
 ) -> None:
-    """Final and last-k scores over seeds, one row per algorithm, task and configuration.
+    """Final, last-k and best scores over seeds with IQM and intervals, one row per algorithm, task and configuration.
 
     Args:
         runs: run folders, or folders that hold some.
         last: how many of the last evaluations the last-k score averages.
-        metric: which number.
-        out: folder for table.md and table.csv; default: print the Markdown only.
+        metric: which number; score is the return normalised as in D4RL, where a task has the constants.
+        format: what is printed.
+        out: folder for table.md, table.csv and table.tex.
     """
     from experiments.tables import tables
 
-    print(tables(list(runs), last, metric, out))
+    print(tables(list(runs), last, metric, out, format))
+
+
+def plot(
+    runs: Positional[tuple[Path, ...]] = (Path("runs"),),
+    out: Path = Path("curves.png"),
+    metric: Literal["return", "success", "score"] = "return",
+) -> None:
+    """Learning curves over seeds: a panel per task, a line per algorithm and configuration with its 95 % interval.
+
+    Args:
+        runs: run folders, or folders that hold some.
+        out: the picture, by its ending: .png, .pdf or .svg; what it shows is written beside it as .csv.
+        metric: which number; score is the return normalised as in D4RL, where a task has the constants.
+    """
+    from experiments.plots import curve
+
+    curve(list(runs), out, out.with_suffix(".csv"), metric)
+    print(f"{out}  {out.with_suffix('.csv')}")
+
+
+def video(
+    run: Positional[Path],
+    out: Path | None = None,
+    episodes: int = 2,
+    task: int = 0,
+    checkpoint: int | None = None,
+    best: bool = False,
+    seed_index: int = 0,
+    seed: int = 3_000_000,
+    size: int = 256,
+    every: int = 4,
+    fps: int = 20,
+) -> None:
+    """Write an mp4 of the run's policy on fresh episodes.
+
+    Args:
+        run: the run folder.
+        out: the file; default RUN/video-STEP-seedSEED.mp4.
+        episodes: how many, one after the other.
+        task: number of the task in goal-conditioned tasks; 0 for those of the run's evaluation, else drawn.
+        checkpoint: play the one at this step; default the last.
+        best: play the checkpoint with the best score in training.
+        seed_index: which of the run's seeds, from 0.
+        seed: base of the episodes' seeds; other numbers than in training give fresh ones.
+        size: width and height in pixels, even.
+        every: steps of the environment per frame.
+        fps: frames per second.
+    """
+    _jax()
+    from experiments.video import View, record, told
+
+    print(told(record(run, out, View(episodes, seed, task, size, every, fps), checkpoint, best, seed_index)))
+
+
+def doctor() -> None:
+    """What works on this machine, and what to do about the rest; exit code 1 if something needed does not work."""
+    from experiments.doctor import doctor
+
+    doctor()
 
 
 COMMANDS: dict[str, Callable] = {
-    "collect": collect, "train": train, "resume": resume, "eval": evaluate, "list": listing, "tables": tables
+    "collect": collect, "train": train, "resume": resume, "eval": evaluate, "data": data, "list": listing,
+    "tables": tables, "plot": plot, "video": video, "doctor": doctor,
 }  # fmt: skip

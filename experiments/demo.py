@@ -23,13 +23,13 @@ from envs.registry import Options
 from envs.render import RenderError
 from experiments import plots
 from experiments.cli import guarded
-from experiments.clip import record
 from experiments.collect import collect
 from experiments.evaluate import evaluate
 from experiments.options import DataOptions, EvalOptions, Train
 from experiments.statistics import bootstrap, wilson
 from experiments.tables import tables
 from experiments.train import train
+from experiments.video import record
 
 TASK = "metaworld/push"
 RECIPE = Recipe(TASK, episodes=100, noise=0.7, seed=0)

@@ -19,7 +19,7 @@ def checkpoint(folder: str | Path, step: int | None = None, best: bool = False) 
         step = job.checkpoints.best()
         if step is None:
             raise ConfigError(f"{folder} has no checkpoint with a score yet")
-    return job, *job.checkpoints.restore(job.template, job.identity(runs.data_hash(run.folder)), step)
+    return job, *job.restore(job.identity(runs.data_hash(run.folder)), step)
 
 
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 
 import algos
 import envs
-from core import batches, dataset, loop, sampling
-from core.checkpoint import Checkpoints
+from core import batches, dataset, loop, online, sampling, sharding
+from core.checkpoint import CheckpointError, Checkpoints
 from core.config import ConfigError
 from core.evaluate import Evaluator, Judged
 from core.rollout import JaxBatch
@@ -38,22 +39,68 @@ class Job:
         if any(not 1 <= task <= self.spec.num_tasks for task in run.train.eval.tasks):
             raise ConfigError(f"{run.task} has tasks 1 to {self.spec.num_tasks}, not {run.train.eval.tasks}")
         self.algorithm = algos.load(run.algo).make(run.train.config, self.spec)
+        self.plan = None if run.train.data.path else self._plan()
         width = 1 if self.spec.pixels else self.spec.frame_shape[0]
-        self.start = Start(dataset.identity_norm(width, self.spec.action_dim))  # its shapes count, until there are data
-        self.template = jax.eval_shape(self.begin)
-        self.data, self.card = None, {}
+        # until there are data its shapes count, and the number of environments
+        norm = dataset.identity_norm(width, self.spec.action_dim)
+        self.start = Start(norm, self.plan.num_envs if self.plan else 1)
+        self.template = jax.eval_shape(lambda: loop.begin(self.algorithm, self.start, self.chosen.seeds))
+        self.data, self.world, self.card = None, None, {"sha256": ""}
         self.place(run.folder)
+
+    def _plan(self) -> online.Plan:
+        """An iteration of the online loop, as the options say."""
+        chosen, algo = self.chosen.online, self.run.algo
+        if not self.algorithm.online:
+            raise ConfigError(f"{algo} needs --data.path FILE; `rheostat collect TASK` makes one")
+        if (self.chosen.config.state_norm, self.chosen.config.action_norm) != ("none", "none"):
+            raise ConfigError("state_norm and action_norm are statistics of a dataset; without one leave them at none")
+        updates = chosen.utd * chosen.envs * chosen.length
+        on_policy = self.algorithm.sample is None
+        if not on_policy and (updates < 1 or updates != int(updates)):
+            raise ConfigError(
+                f"--online.utd {chosen.utd} times {chosen.envs} environments times {chosen.length} steps must be a "
+                f"whole number of updates, at least 1"
+            )
+        plan = online.Plan(chosen.envs, chosen.length, 1 if on_policy else int(updates), chosen.warmup, chosen.replay)
+        online.check(self.algorithm, plan, self.spec)
+        if self.chosen.epoch % plan.steps:
+            raise ConfigError(
+                f"--epoch {self.chosen.epoch} is not a whole number of iterations of {plan.steps} steps "
+                f"(--online.envs {chosen.envs} times --online.length {chosen.length})"
+            )
+        return plan
 
     def place(self, folder: Path) -> None:
         """Where the run lies."""
         self.run = self.run._replace(folder=folder)
         self.checkpoints = Checkpoints(folder / "ckpt", self.chosen.keep)
+        # two: a kill between the two writes of a checkpoint leaves the one before it whole
+        self.experience = Checkpoints(folder / "experience", 2) if self.plan else None
 
     def identity(self, data_hash: str) -> str:
         return options.identity(self.run.algo, self.run.task, self.chosen, data_hash)
 
-    def read(self) -> None:
+    def prepare(self) -> None:
+        """Make ready what a run learns from: its environments, or its dataset."""
+        if self.plan:
+            num = self.plan.num_envs * (1 if self.jitted else len(self.chosen.seeds))
+            self.world = envs.make(self.run.task, num, self.chosen.env)
+        elif self.algorithm.sample is None:
+            raise ConfigError(f"{self.run.algo} is on-policy: it learns from what it does, leave out --data.path")
+        else:
+            self._read()
+
+    def close(self) -> None:
+        if self.world:
+            self.world.close()
+
+    def _read(self) -> None:
         """Read the dataset, put it on the device with what the algorithm prepares, and trace an update."""
+        # absolute: the run may be moved, and resumed from elsewhere
+        path = str(datasets.locate(self.chosen.data.path).absolute())
+        self.chosen = dataclasses.replace(self.chosen, data=dataclasses.replace(self.chosen.data, path=path))
+        self.run = self.run._replace(train=self.chosen)
         source, config = self.chosen.data, self.chosen.config
         self.data, self.card = datasets.read(source.path, self.spec, None if source.any_task else self.run.task)
         self.start = Start(dataset.norm(self.data, config.state_norm, config.action_norm))
@@ -64,7 +111,52 @@ class Job:
         jax.eval_shape(loop.epoch(self.algorithm, 1), self.template, self.on_device)  # refuses what only tracing shows
 
     def begin(self) -> RunState:
+        if self.plan:
+            return online.begin(self.algorithm, self.start, self.chosen.seeds, self.world, self.plan)
         return loop.begin(self.algorithm, self.start, self.chosen.seeds)
+
+    def save(self, step: int, state: RunState, identity: str) -> None:
+        """Write a checkpoint; where its environments are, and their replay, lie apart: only resuming needs them."""
+        if self.plan:
+            self.experience.save(step, {"rollout": state.rollout, "replay": state.replay}, identity)
+        self.checkpoints.save(step, state._replace(rollout=(), replay=()), identity)
+
+    def drop_after(self, step: int) -> None:
+        """Forget later checkpoints."""
+        for kept in filter(None, (self.checkpoints, self.experience)):
+            kept.drop_after(step)
+
+    def restore(self, identity: str, step: int | None = None) -> tuple[int, RunState]:
+        """(step, state) of a checkpoint, default the last, without what only resuming needs."""
+        return self.checkpoints.restore(self.template, identity, step)
+
+    def reenter(self, step: int, state: RunState, identity: str) -> RunState:
+        """A restored state, back among its environments."""
+        if not self.plan:
+            return state
+        if step not in self.experience.steps():
+            raise CheckpointError(
+                f"what checkpoint {step} had of its environments was not kept; add --checkpoint N, N one of "
+                f"{self.experience.steps()}"
+            )
+        begun = self.begin()
+        _, kept = self.experience.restore({"rollout": begun.rollout, "replay": begun.replay}, identity, step)
+        state = state._replace(**kept)
+        return state if self.jitted else online.enter(state, self.chosen.seeds, self.world)
+
+    def program(self, state: RunState) -> tuple[RunState, loop.Program]:
+        """An epoch, compiled, and the state on its devices."""
+        seeds, steps = len(self.chosen.seeds), self.chosen.epoch
+        # placed also on one device: a restored state then compiles to the program that the cache holds
+        if not self.plan:
+            mesh = sharding.mesh(seeds)
+            state, data = sharding.place(state, self.on_device, mesh)
+            return state, loop.compiled(self.algorithm, state, data, steps, mesh)
+        devices = jax.devices()
+        mesh = sharding.mesh(seeds, devices[: math.gcd(seeds, len(devices))])  # whole seeds on each
+        state, _ = sharding.place(state, (), mesh)
+        build = online.compiled if self.jitted else online.hosted
+        return state, build(self.algorithm, state, self.world, self.plan, self.start.norm, steps)
 
     def evaluator(self, simulators: int, episodes: int) -> Evaluator:
         """Judges all seeds at once on `episodes` each; close its `env` afterwards."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 import algos
 import envs
 from core.config import ConfigError
-from envs import datasets
+from core.dataset import DataError
+from envs.readers import dppo, formats, published
+from envs.readers.files import open_file
 from experiments import runs
 
 
@@ -28,22 +28,26 @@ def _tasks(_: Path | None) -> list[str]:
 
 
 def _datasets(root: Path | None) -> list[str]:
-    lines = []
-    for path in sorted(Path(root or "data").rglob("*.npz")):
-        if path.parent.suffix == ".parts":  # of a collection under way
-            continue
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                card = json.loads(str(file["card"]))
-            text = (
-                f"{path}  {card['task']}  {card['episodes']} episodes  {card['transitions']} transitions  "
-                f"return {card['return']['mean']:.1f}  success {card['success']:.2f}"
-            )
-        except datasets.DAMAGED as error:
-            lines.append(f"{path}  not a dataset of ours ({type(error).__name__})")
-            continue
-        lines.append(text)
-    return lines or [f"no datasets below {root or 'data'}; make one: rheostat collect TASK"]
+    """One line for each file, from its card or from what it declares; no array is read."""
+    folders = [root] if root else published.folders()
+    found = sorted({path for folder in folders for path in folder.rglob("*") if path.suffix in formats.SUFFIXES})
+    hidden = [path for path in found if path.parent.suffix == ".parts" or path.name == dppo.NORMALISATION]
+    lines = [f"{path}  {_dataset(path)}" for path in found if path not in hidden]
+    return lines or [f"no datasets below {' or '.join(map(str, folders))}; make one: rheostat collect TASK"]
+
+
+def _dataset(path: Path) -> str:
+    try:
+        with open_file(path) as file:
+            if "card" not in file:
+                return formats.glance(file)
+            card = json.loads(file.text("card"))
+        return (
+            f"{card['task']}  {card['episodes']} episodes  {card['transitions']} transitions  "
+            f"return {card['return']['mean']:.1f}  success {card['success']:.2f}"
+        )
+    except (DataError, ValueError, KeyError, TypeError) as error:
+        return f"no dataset ({str(error).removeprefix(f'{path}: ')})"
 
 
 def _runs(root: Path | None) -> list[str]:

@@ -12,8 +12,19 @@ from envs.registry import Options
 
 @dataclass(frozen=True)
 class DataOptions:
-    path: str = ""  # dataset file, as `rheostat collect` writes it
+    path: str = ""  # dataset file of any format, or the name of a published one, such as d4rl/hopper-medium-v2
     any_task: bool = False  # allow a dataset whose card names another task
+
+
+@dataclass(frozen=True)
+class OnlineOptions:
+    """An iteration without a dataset: the environments take steps, then the algorithm learns."""
+
+    envs: int = 1  # environments per seed
+    length: int = 1  # steps of each in an iteration
+    utd: float = 1.0  # off-policy: gradient updates per environment step
+    warmup: int = 0  # off-policy: environment steps of uniformly random actions before the first update
+    replay: int = 1_000_000  # off-policy: transitions kept per seed
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Train:
 
     config: Any  # the algorithm's own options
     data: DataOptions = field(default_factory=DataOptions)
+    online: OnlineOptions = field(default_factory=OnlineOptions)  # where no dataset is named
     env: Options = field(default_factory=Options)
     eval: EvalOptions = field(default_factory=EvalOptions)
     seeds: tuple[int, ...] = (0,)  # trained side by side in one program
@@ -73,8 +85,6 @@ def check(train: Train) -> None:
         raise ConfigError(f"--name {train.name[:120]} must be at most 100 characters, without '/' and no '.' in front")
     for kind in train.sinks:
         require_sink(kind)
-    if not train.data.path:
-        raise ConfigError("an offline algorithm needs --data.path FILE; `rheostat collect TASK` makes one")
 
 
 def method(algo: str, task: str, train: Train, data_hash: str) -> str:
@@ -82,8 +92,10 @@ def method(algo: str, task: str, train: Train, data_hash: str) -> str:
 
     Options at their defaults do not enter, so that an option which a later version adds changes no fingerprint.
     """
-    env = replace(train.env, workers=0, host=False)
+    env = replace(train.env, workers=0, threads=0, host=False)
     chosen = {"config": changed(train.config), "env": changed(env)}
+    if not train.data.path:
+        chosen["online"] = changed(train.online)
     return fingerprint({"algo": algo, "task": task, "data": data_hash, **chosen})
 
 

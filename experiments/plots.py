@@ -1,10 +1,13 @@
-"""Figures from run folders.  One look: a colour per method, thin lines for seeds, a thick one for their mean."""
+"""Figures from run folders.  One look: a colour per method, a thick line for the mean over its seeds."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,39 +15,128 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from core.config import ConfigError
 from core.metrics import read_lines
+from experiments.results import Curve, Group, Metric, groups, measured
+from experiments.statistics import mean, stratified
 
 COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a")
+STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "savefig.bbox": "tight", "pdf.fonttype": 42}
+AXIS = {"return": "return", "success": "success rate", "score": "normalised score"}
+PICTURES = (".png", ".pdf", ".svg")
+COLUMNS = ("algo", "task", "run", "step", "seed", "return", "success", "length", "episodes")  # of a curve's CSV
 
 
-def curve(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [n] and scores [seeds, n] of a run's evaluations, as far as all seeds have got."""
-    seeds = defaultdict(list)
+def _together(seeds: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [n] and values [seeds, n], as far as all seeds have got."""
+    shortest = min(len(steps) for steps, _ in seeds)
+    return np.array(seeds[0][0][:shortest]), np.array([values[:shortest] for _, values in seeds], float)
+
+
+def _seeds(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and scores of a run's evaluations."""
+    rows = defaultdict(list)
     for row in read_lines(folder / "eval.jsonl"):
-        seeds[row["seed"]].append((row["step"], row[metric]))
-    shortest = min(map(len, seeds.values()))
-    points = np.array([rows[:shortest] for rows in seeds.values()])
-    return points[0, :, 0], points[:, :, 1]
+        rows[row["seed"]].append((row["step"], row[metric]))
+    return _together([tuple(zip(*points, strict=True)) for points in rows.values()])
+
+
+def _dress(axes: plt.Axes, metric: str, title: str) -> None:
+    axes.set(title=title, xlabel="steps", ylabel=AXIS[metric])
+    if metric == "success":
+        axes.set_ylim(-0.03, 1.03)
+    axes.xaxis.set_major_formatter(_steps)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="best")
+
+
+def _steps(x: float, _position: Any = None) -> str:
+    return f"{x / 1e6:g}M" if abs(x) >= 1e6 else f"{x / 1e3:g}k" if x else "0"
 
 
 def learning_curves(
     runs: dict[str, Path], metric: str, title: str, out: Path, level: tuple[str, float] | None = None
 ) -> None:
-    """Draw one panel of runs by label; `level` adds a named horizontal line."""
+    """Draw one panel of runs by label, every seed a thin line; `level` adds a named horizontal line."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150)
     for colour, (label, folder) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
-        steps, scores = curve(folder, metric)
+        steps, scores = _seeds(folder, metric)
         axes.plot(steps, scores.T, color=colour, alpha=0.3, linewidth=0.8)
         axes.plot(steps, scores.mean(0), color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
     if level:
         axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
-    axes.set(title=title, xlabel="steps", ylabel=metric)
-    if metric == "success":
-        axes.set_ylim(-0.03, 1.03)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x else "0")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="best")
+    _dress(axes, metric, title)
     figure.tight_layout()
     figure.savefig(out)
     plt.close(figure)
+
+
+def curve(folders: Sequence[Path], out: Path, out_csv: Path, metric: Metric = "return") -> None:
+    """Learning curves of all runs in and below the folders: a panel per task, a line per algorithm and configuration.
+
+    A line is the mean over the seeds that did not fail, as far as all of them have got; its band is the 95 %
+    percentile bootstrap interval of that mean over seeds, and there is none of one seed.  The legend counts the seeds.
+
+    Args:
+        out: the picture; its ending is one of PICTURES.
+        out_csv: every evaluation that is drawn, one row per step and seed: COLUMNS, and the metric beside them.
+    Raises: ConfigError when there is nothing to draw; UnknownName for a score that a task does not have.
+    """
+    if out.suffix not in PICTURES:
+        raise ConfigError(f"the picture {out} must end in {', '.join(PICTURES)}")
+    drawn = [group for group in groups(folders) if _sound(group)]
+    if not drawn:
+        raise ConfigError(f"no evaluations yet below {', '.join(map(str, folders))}")
+    by_task = defaultdict(list)
+    for group in drawn:
+        by_task[group.task].append(group)
+    colours = dict(zip(dict.fromkeys(g.algo for g in drawn), itertools.cycle(COLOURS), strict=False))
+    with plt.rc_context(STYLE):
+        columns = min(len(by_task), 3)
+        lines = -(-len(by_task) // columns)
+        figure, panels = plt.subplots(
+            lines, columns, figsize=(3.4 * columns, 2.6 * lines), dpi=300, squeeze=False, layout="constrained"
+        )
+        for axes, (task, members) in zip(panels.flat, by_task.items(), strict=False):
+            several = len({g.algo for g in members}) < len(members)
+            for number, group in enumerate(members):
+                colour = COLOURS[number % len(COLOURS)] if several else colours[group.algo]
+                _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, colour)
+            _dress(axes, metric, task)
+        for axes in panels.flat[len(by_task) :]:
+            axes.remove()
+        for path in (out, out_csv):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+        plt.close(figure)
+    _write(out_csv, drawn, metric)
+
+
+def _sound(group: Group) -> list[Curve]:
+    return [c for c in group.curves.values() if c.rows and not c.failed]
+
+
+def _line(axes: plt.Axes, group: Group, metric: Metric, label: str, colour: str) -> None:
+    sound = _sound(group)
+    steps, values = _together([([row["step"] for row in c.rows], group.values(c, metric)) for c in sound])
+    count = len(sound) if len(sound) == len(group.curves) else f"{len(sound)}/{len(group.curves)}"
+    seeds = f"{count} seed{'' if count == 1 else 's'}"
+    axes.plot(steps, values.mean(0), color=colour, linewidth=1.4, label=f"{label} ({seeds})")
+    if len(sound) > 1:
+        low, high = np.transpose([stratified([column], mean) for column in values.T])
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _write(out: Path, drawn: list[Group], metric: Metric) -> None:
+    columns = COLUMNS if metric in COLUMNS else (*COLUMNS, metric)
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for group in drawn:
+            for one in _sound(group):
+                for row in one.rows:
+                    extra = {} if metric in COLUMNS else {metric: measured(group.task, row, metric)}
+                    known = {**row, "algo": group.algo, "task": group.task, "run": one.run.folder.name, **extra}
+                    values = [known[name] for name in columns]
+                    writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])

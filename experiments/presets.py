@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import algos
-from experiments.options import EvalOptions, Train
+from experiments.options import EvalOptions, OnlineOptions, Train
 
 
 def million() -> dict[str, Any]:
@@ -25,7 +25,26 @@ def bc(task: str) -> dict[str, Any]:
     return million()
 
 
-PRESETS = {"td3_bc": td3_bc, "bc": bc}
+def sac(task: str) -> dict[str, Any]:
+    # Haarnoja et al. 2018, table 1: one update per step, a replay of 1M.  Ten thousand random steps as its authors
+    # take on HalfCheetah and Ant; eight simulators instead of one, so that the policy is asked once for eight steps.
+    online = OnlineOptions(envs=8, warmup=10_000)
+    return {
+        "steps": 1_000_000, "epoch": 2_000, "save_every": 50_000, "online": online,
+        "eval": EvalOptions(every=20_000, episodes=10),
+    }  # fmt: skip
+
+
+def ppo(task: str) -> dict[str, Any]:
+    # Schulman et al. 2017, table 3: horizon 2048, 10 epochs, minibatches of 64; here of 16 simulators x 128 steps.
+    online = OnlineOptions(envs=16, length=128)
+    return {
+        "steps": 1_024_000, "epoch": 10_240, "save_every": 102_400, "online": online,
+        "eval": EvalOptions(every=20_480, episodes=10),
+    }  # fmt: skip
+
+
+PRESETS = {"td3_bc": td3_bc, "bc": bc, "sac": sac, "ppo": ppo}
 
 
 def preset(algo: str, task: str) -> Train:

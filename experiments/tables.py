@@ -1,117 +1,247 @@
-"""Scores over seeds: one row per (algorithm, task, configuration), from the runs' eval.jsonl.
+"""Tables of scores over seeds, as Markdown, CSV and LaTeX: one row per algorithm, task and configuration.
 
-Final is a seed's last evaluation, last-k the mean of its last k; both are given as mean +- standard error over
-seeds, and named.  A seed that failed or is missing counts: 3/5.  No error from one seed.
+Final is a seed's last evaluation, last-k the mean of its last k, best the checkpoint with the highest mean; each is
+named.  A seed that failed or is missing counts: 3/5.  No error and no interval from one seed.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from core.config import ConfigError
-from core.metrics import read_lines
-from experiments import options, runs
+from experiments.results import Group, Metric, groups
+from experiments.statistics import DRAWS, Summary, mean_se, summary
+
+Format = Literal["markdown", "csv", "latex"]
 
 
 class Row(NamedTuple):
+    """As in table.csv; NaN, or None for a whole number, where there is nothing to say."""
+
     algo: str
-    task: str
+    task: str  # or "all n tasks"
     runs: str  # their names
     metric: str
     seeds: str  # seeds that have a final score / seeds that were started
-    steps: int  # at the final evaluation
-    episodes: int  # per seed and evaluation
+    steps: int | None  # at the final evaluation
+    episodes: int | None  # per seed and evaluation
     final: float
     final_se: float
     last: float
     last_se: float
+    last_median: float
+    last_iqm: float
+    last_low: float  # 95 % interval of the IQM
+    last_high: float
     k: int  # evaluations in "last": fewer than asked for where a run has fewer
+    best: float
+    best_se: float
+    best_step: int | None
+
+    @property
+    def aggregate(self) -> bool:
+        return not self.runs
 
 
-def mean_se(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error (ddof 1) over seeds; NaN error for fewer than two."""
-    if not values:
-        return math.nan, math.nan
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), float(error)
+class _Scores(NamedTuple):
+    """What a row is computed from; values are per seed."""
+
+    group: Group
+    final: list[float]
+    last: list[float]
+    k: int
 
 
-def rows(folders: list[Path], k: int, metric: str) -> list[Row]:
-    """One row per group of runs that differ in their seeds, names and machinery only.
+def rows(folders: Sequence[Path], k: int, metric: Metric) -> list[Row]:
+    """One row per group of runs, then one per algorithm over all its tasks where `_aggregates` says so.
 
-    Raises: ConfigError when there is no run, or when a group holds the same seed twice: it would be counted twice.
+    Raises: ConfigError for what `results.groups` refuses; UnknownName for a score that a task does not have.
     """
-    groups: dict[tuple, list[runs.Run]] = defaultdict(list)
-    for folder in sorted({run for root in folders for run in runs.find(root)}):
-        run = runs.load(folder)
-        method = options.method(run.algo, run.task, run.train, runs.data_hash(folder))
-        groups[run.algo, run.task, method, run.train.steps, run.train.eval].append(run)
-    if not groups:
-        raise ConfigError(f"no runs below {', '.join(map(str, folders))}; a run folder has a config.json")
-    ordered = sorted(groups.values(), key=lambda members: (members[0].algo, members[0].task, members[0].folder.name))
-    return [_row(members, k, metric) for members in ordered]
+    scores = [_scores(group, k, metric) for group in groups(folders)]
+    return [_row(one, metric) for one in scores] + _aggregates(scores, metric)
 
 
-def _row(members: list[runs.Run], k: int, metric: str) -> Row:
-    final, last, used, started = [], [], k, {}
-    for run in members:
-        for seed in run.train.seeds:
-            if seed in started:
-                raise ConfigError(f"seed {seed} is in {started[seed]} and in {run.folder}: name one of them only")
-            started[seed] = run.folder
-        curves = defaultdict(list)
-        for row in read_lines(run.folder / "eval.jsonl"):
-            curves[row["seed"]].append(row)
-        for curve in curves.values():
-            if curve[-1]["failed"] or curve[-1]["step"] < run.train.steps:
-                continue  # a failed seed has no score
-            final.append(curve[-1][metric])
-            last.append(float(np.mean([row[metric] for row in curve[-k:] if not row["failed"]])))
-            used = min(used, len(curve))
-    first = members[0]
+def _scores(group: Group, k: int, metric: Metric) -> _Scores:
+    curves = [group.values(curve, metric) for curve in group.finished]
+    used = min([k, *map(len, curves)])
+    return _Scores(group, [c[-1] for c in curves], [float(np.mean(c[-k:])) for c in curves], used)
+
+
+def _best(group: Group, metric: Metric) -> tuple[float, float, int | None]:
+    """Mean, standard error and step of the evaluation with the highest mean over the finished seeds."""
+    at = defaultdict(list)
+    for curve in group.finished:
+        for row, value in zip(curve.rows, group.values(curve, metric), strict=True):
+            at[row["step"]].append(value)
+    whole = {step: values for step, values in at.items() if len(values) == len(group.finished)}
+    if not whole:
+        return math.nan, math.nan, None
+    step = max(whole, key=lambda step: np.mean(whole[step]))
+    return *mean_se(whole[step]), step
+
+
+def _row(scores: _Scores, metric: Metric) -> Row:
+    group, chosen = scores.group, scores.group.members[0].train
     return Row(
-        first.algo, first.task, ", ".join(run.folder.name for run in members), metric, f"{len(final)}/{len(started)}",
-        first.train.steps, first.train.eval.episodes, *mean_se(final), *mean_se(last), used,
+        group.algo, group.task, group.names, metric, f"{len(scores.final)}/{len(group.curves)}", chosen.steps,
+        chosen.eval.episodes, *mean_se(scores.final), *_last(summary([scores.last])), scores.k, *_best(group, metric),
     )  # fmt: skip
 
 
-def _score(mean: float, error: float, metric: str) -> str:
-    digits = 3 if metric == "success" else 1
+def _last(s: Summary) -> tuple[float, ...]:
+    return s.mean, s.se, s.median, s.iqm, s.low, s.high
+
+
+def _aggregates(scores: list[_Scores], metric: Metric) -> list[Row]:
+    """One row per algorithm that has several tasks, each in one configuration and with a finished seed; for metrics
+    that mean the same on every task."""
+    if metric == "return":
+        return []
+    by_algo: dict[str, list[_Scores]] = defaultdict(list)
+    for one in scores:
+        by_algo[one.group.algo].append(one)
+    table = []
+    for algo, parts in by_algo.items():
+        tasks = {one.group.task for one in parts}
+        if len(tasks) == 1 or len(tasks) < len(parts) or not all(one.final for one in parts):
+            continue
+        finals, lasts = (summary([getattr(one, field) for one in parts]) for field in ("final", "last"))
+        seeds = f"{sum(len(one.final) for one in parts)}/{sum(len(one.group.curves) for one in parts)}"
+        steps, episodes = (
+            common.pop() if len(common) == 1 else None
+            for common in (
+                {one.group.members[0].train.steps for one in parts},
+                {one.group.members[0].train.eval.episodes for one in parts},
+            )
+        )
+        table.append(Row(
+            algo, f"all {len(tasks)} tasks", "", metric, seeds, steps, episodes, finals.mean, finals.se,
+            *_last(lasts), min(one.k for one in parts), math.nan, math.nan, None,
+        ))  # fmt: skip
+    return table
+
+
+def _plus_minus(mean: float, error: float, digits: int) -> str:
     if math.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
-def markdown(table: list[Row]) -> str:
+def _columns(table: list[Row]) -> dict[str, list[str]]:
+    """The cells of a printed table, by heading."""
     metric = table[0].metric
-    head = f"| algorithm | task | runs | seeds | steps | episodes | {metric}, final | {metric}, mean of last k |"
-    lines = [head, "|" + " --- |" * 8]
-    for r in table:
-        lines.append(
-            f"| {r.algo} | {r.task} | {r.runs} | {r.seeds} | {r.steps:,} | {r.episodes} | "
-            f"{_score(r.final, r.final_se, metric)} | {_score(r.last, r.last_se, metric)} (k = {r.k}) |"
-        )
-    note = "Mean ± standard error over seeds; seeds: finished / started; episodes: per seed and evaluation."
-    return "\n".join([*lines, "", note])
+    digits = 3 if metric == "success" else 1
+
+    def count(value: int | None) -> str:
+        return "-" if value is None else f"{value:,}"
+
+    def number(value: float) -> str:
+        return _plus_minus(value, math.nan, digits)
+
+    def interval(r: Row) -> str:
+        return "-" if math.isnan(r.last_low) else f"[{r.last_low:.{digits}f}, {r.last_high:.{digits}f}]"
+
+    def best(r: Row) -> str:
+        where = "" if r.best_step is None else f" (step {r.best_step:,})"
+        return _plus_minus(r.best, r.best_se, digits) + where
+
+    cells = {
+        "algorithm": lambda r: r.algo,
+        "task": lambda r: r.task,
+        "runs": lambda r: r.runs or "-",
+        "seeds": lambda r: r.seeds,
+        "steps": lambda r: count(r.steps),
+        "episodes": lambda r: count(r.episodes),
+        f"{metric}, final": lambda r: _plus_minus(r.final, r.final_se, digits),
+        "mean of last k": lambda r: f"{_plus_minus(r.last, r.last_se, digits)} (k = {r.k})",
+        "median": lambda r: number(r.last_median),
+        "IQM": lambda r: number(r.last_iqm),
+        "95 % interval": interval,
+        "best checkpoint": best,
+    }
+    return {heading: [cell(r) for r in table] for heading, cell in cells.items()}
 
 
-def tables(folders: list[Path], k: int, metric: str, out: Path | None) -> str:
-    """The Markdown table; also written to out/table.md and out/table.csv when a folder is given."""
+def _notes(table: list[Row]) -> str:
+    several = any(r.aggregate for r in table)
+    metric = {
+        "return": "Return: undiscounted.",
+        "success": "Success: rate over episodes.",
+        "score": "Score: return normalised as in D4RL, 0 a random policy, 100 an expert.",
+    }[table[0].metric]
+    return " ".join([
+        metric,
+        "Seeds: finished / started; ±: standard error over seeds.",
+        "Median, IQM and interval are over seeds, of each seed's mean of its last k evaluations.",
+        "IQM: mean of the values without the lowest and the highest quarter, rounded down (arXiv:2108.13264).",
+        f"Interval: percentile bootstrap of the IQM, {DRAWS:,} draws of seeds"
+        + (" within each task; none from one seed." if several else "; none from one seed."),
+        *(["Over tasks, mean and median are those of the tasks' means."] if several else []),
+        "Best checkpoint: highest mean over seeds, picked by these same episodes, so it flatters.",
+    ])  # fmt: skip
+
+
+def markdown(table: list[Row]) -> str:
+    columns = _columns(table)
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(
+        [*(f"| {' | '.join(line)} |" for line in lines), "", f"{_notes(table)} Episodes: per seed and evaluation."]
+    )
+
+
+def csv_text(table: list[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(table)
+    return out.getvalue().rstrip("\n")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    **{special: f"\\{special}" for special in "&%$#_{}"},
+}  # fmt: skip
+_LEFT_OUT = ("runs", "episodes")  # of the LaTeX table, which is wide enough without them
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX shows it literally."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def latex(table: list[Row]) -> str:
+    """A floating table; its preamble needs `\\usepackage{booktabs}`."""
+    columns = {heading: cells for heading, cells in _columns(table).items() if heading not in _LEFT_OUT}
+    body = [" & ".join(map(escape, line)) + r" \\" for line in zip(*columns.values(), strict=True)]
+    aggregate = [r.aggregate for r in table]
+    if any(aggregate):
+        body.insert(aggregate.index(True), r"\midrule")
+    return "\n".join([
+        r"\begin{table}", r"  \centering", rf"  \caption{{{escape(_notes(table))}}}",
+        rf"  \begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}", r"    \toprule",
+        f"    {' & '.join(map(escape, columns))} \\\\", r"    \midrule",
+        *(f"    {line}" for line in body), r"    \bottomrule", r"  \end{tabular}", r"\end{table}",
+    ])  # fmt: skip
+
+
+FORMATS = {"markdown": (markdown, "table.md"), "csv": (csv_text, "table.csv"), "latex": (latex, "table.tex")}
+
+
+def tables(folders: Sequence[Path], k: int, metric: Metric, out: Path | None, form: Format = "markdown") -> str:
+    """The table in one format; in all of them as files of the folder `out` when one is given."""
     if k < 1:
         raise ConfigError(f"--last {k}: average at least the last evaluation")
     table = rows(folders, k, metric)
-    text = markdown(table)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(text + "\n")
-        with (out / "table.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(Row._fields)
-            writer.writerows(table)
-    return text
+        for write, name in FORMATS.values():
+            (out / name).write_text(write(table) + "\n")
+    return FORMATS[form][0](table)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from core import loop, sharding
+from core import loop
 from core.config import ConfigError
 from core.dataset import DataError
 from core.locks import alone
@@ -51,17 +51,15 @@ def train(algo: str, task: str, chosen: options.Train, quiet: bool = False) -> P
 
     Raises: ConfigError for whatever is refused, before anything is written; Stopped after a signal; Failed.
     """
-    if chosen.data.path:  # the folder may be moved, and resumed from elsewhere
-        chosen = dataclasses.replace(
-            chosen, data=dataclasses.replace(chosen.data, path=str(Path(chosen.data.path).absolute()))
-        )
     job = Job(Run(Path(chosen.out), algo, task, chosen))
-    job.read()
+    job.prepare()
     identity = job.identity(job.card["sha256"])
     job.place(Path(chosen.out) / algo / task / (chosen.name or identity[:8]))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     with _Live(job, identity, quiet) as live:
-        runs.create(job.run, {**runs.provenance(), "device": device, "data": {"path": chosen.data.path, **job.card}})
+        runs.create(
+            job.run, {**runs.provenance(), "device": device, "data": {"path": job.chosen.data.path, **job.card}}
+        )
         with alone(job.run.folder):
             live.go(job.begin(), 0)
     return job.run.folder
@@ -87,14 +85,15 @@ def _resume(folder: str | Path, step: int | None, steps: int | None, data: str |
     run = runs.load(folder)
     chosen = run.train if steps is None else dataclasses.replace(run.train, steps=steps)
     if data:
-        chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, path=str(Path(data).absolute())))
+        chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, path=str(data)))
     job, state = Job(run._replace(train=chosen)), None
-    job.read()
+    job.prepare()
     if job.card["sha256"] != runs.data_hash(run.folder):
-        raise DataError(f"{chosen.data.path} is not the data that {run.folder} was begun with; restore that file")
+        raise DataError(f"{job.chosen.data.path} is not the data that {run.folder} was begun with; restore that file")
     identity = job.identity(job.card["sha256"])
     if job.checkpoints.steps() or step is not None:
-        step, state = job.checkpoints.restore(job.template, identity, step)
+        step, state = job.restore(identity, step)
+        state = job.reenter(step, state, identity)
     elif runs.status(run.folder).get("saved"):
         raise ConfigError(f"the checkpoints of {run.folder} are gone; restore {run.folder / 'ckpt'} or start a new run")
     step = step or 0  # stopped before its first checkpoint: it begins anew
@@ -129,6 +128,7 @@ class _Live:
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         self.stopping.__exit__()
         self.evaluator.env.close()
+        self.job.close()
         for copy in self.sinks:
             copy.close()
         if self.progress:
@@ -151,18 +151,15 @@ class _Live:
             raise
 
     def _go(self, state: RunState, step: int) -> None:
-        chosen, folder, checkpoints = self.chosen, self.run.folder, self.job.checkpoints
+        chosen, folder = self.chosen, self.run.folder
         self._status("running")
         runs.save(self.run._replace(train=chosen))
-        checkpoints.drop_after(step)
+        self.job.drop_after(step)
         self.progress.say(f"{self.run.algo} on {self.run.task}, seeds {' '.join(map(str, chosen.seeds))} -> {folder}")
         self.metrics, self.evals = (Lines(folder / name, resume_at=step) for name in ("metrics.jsonl", "eval.jsonl"))
         self.sinks = [sink(kind, folder, "-".join(folder.parts[-4:])) for kind in chosen.sinks]
         self.progress.stage("compiling")
-        # placed also on one device: a restored state then compiles to the program that the cache holds
-        mesh = sharding.mesh(len(chosen.seeds))
-        state, data = sharding.place(state, self.job.on_device, mesh)
-        self.program = loop.compiled(self.job.algorithm, state, data, chosen.epoch, mesh)
+        state, self.program = self.job.program(state)
         self.progress.say(f"compiled in {self.program.seconds:.1f} s")
         self.progress.start_at(step)
         due = step and (step % chosen.eval.every == 0 or step == chosen.steps)
@@ -172,7 +169,7 @@ class _Live:
                 self._stop()
         self.progress.stage("training")
         try:
-            for report in loop.offline(self.program, state, data, step, chosen.steps):
+            for report in loop.train(self.program, state, step, chosen.steps):
                 self._between(report)
         except loop.Diverged as error:
             raise Failed(f"{folder}: {error}") from error
@@ -187,7 +184,7 @@ class _Live:
         stop = self.stopping.signal is not None
         self._write(self.metrics, self._metric_rows(report, failed))
         if evaluate or stop or self.step % chosen.save_every == 0:
-            self.job.checkpoints.save(self.step, report.run, self.identity)
+            self.job.save(self.step, report.run, self.identity)
             self.saved = self.step
             self._status("running")
         judged = evaluate and not stop and self._evaluate(report.run)

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import plots
-from experiments.statistics import bootstrap, wilson
-from experiments.tables import mean_se
+from experiments.statistics import bootstrap, iqm, mean, mean_se, stratified, summary, wilson
 
 
 def test_wilson_solves_its_quadratic():
@@ -33,25 +33,63 @@ def test_standard_errors():
     assert np.isnan(mean_se([])[0])
 
 
+def test_iqm_cuts_a_quarter_rounded_down_at_each_end():
+    """By hand for n = 3 to 8, in any order, and along the last axis as `scipy.stats.trim_mean(x, 0.25)`."""
+    by_hand = {
+        3: (1 + 2 + 4) / 3,
+        4: 3.0,
+        5: (2 + 4 + 8) / 3,
+        6: (2 + 4 + 8 + 16) / 4,
+        7: 62 / 5,
+        8: (4 + 8 + 16 + 32) / 4,
+    }
+    rng = np.random.default_rng(0)
+    for n, wanted in by_hand.items():
+        assert iqm(rng.permutation(2.0 ** np.arange(n))) == pytest.approx(wanted, abs=1e-12)
+    scores = rng.normal(size=(5, 11))
+    np.testing.assert_allclose(iqm(scores), stats.trim_mean(scores, 0.25, axis=1), atol=1e-12)
+
+
+def test_interval_of_the_iqm_of_ones_and_zeros_is_binomial():
+    """Of 12 redrawn values Binomial(12, 1/2) are 1; the IQM is the share of ones among the middle 6."""
+    low, high = (np.clip(stats.binom(12, 0.5).ppf(q) - 3, 0, 6) / 6 for q in (0.025, 0.975))
+    assert stratified([[0.0, 1.0] * 6], draws=40_000) == (pytest.approx(low), pytest.approx(high))
+    assert 0 == low < high == 1
+    low, high = (stats.binom(12, 0.5).ppf(q) / 12 for q in (0.025, 0.975))
+    assert stratified([[0.0, 1.0] * 6], mean, 40_000) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_seeds_are_redrawn_within_their_task():
+    """Tasks that differ but do not vary have an interval without width; pooled they would not."""
+    constant = [[0.0] * 5, [1.0] * 5]
+    assert stratified(constant, mean) == (0.5, 0.5)
+    assert stratified([constant[0] + constant[1]], mean) != (0.5, 0.5)
+    assert summary(constant) == pytest.approx((0.5, 0.0, 0.5, 0.5, 0.5, 0.5))
+
+
+def test_summary_by_hand():
+    one = summary([[1.0, 2.0, 3.0, 10.0]])
+    assert one[:4] == pytest.approx((4.0, np.sqrt(50 / 3 / 4), 2.5, 2.5))
+    assert one.low <= one.iqm <= one.high
+    three = summary([[0.0, 2.0], [10.0, 10.0, 10.0], [4.0, 8.0]])
+    assert three.mean == pytest.approx(17 / 3)
+    assert three.se == pytest.approx(np.sqrt(1 + 0 + 4) / 3)
+    assert three.median == 6.0
+    assert three.iqm == pytest.approx((4 + 8 + 10 + 2 + 10) / 5)
+
+
+def test_nothing_is_claimed_from_one_seed_or_none():
+    alone = summary([[3.0]])
+    assert (alone.mean, alone.median, alone.iqm) == (3.0, 3.0, 3.0)
+    assert np.isnan([alone.se, alone.low, alone.high]).all()
+    assert np.isnan(summary([[1.0, 2.0], [3.0]])[4:]).all()
+    assert np.isnan(summary([[1.0, 2.0], []])).all()
+    assert np.isnan(summary([])).all()
+
+
 def test_learning_curves_are_drawn(tmp_path):
     rows = [{"step": step, "seed": seed, "return": step + seed} for step in (10, 20) for seed in (0, 1)]
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    steps, scores = plots.curve(tmp_path, "return")
-    np.testing.assert_array_equal(steps, [10, 20])
-    np.testing.assert_array_equal(scores, [[10, 20], [11, 21]])
     out = tmp_path / "curve.png"
     plots.learning_curves({"mine": tmp_path}, "return", "title", out, ("level", 12.0))
     assert out.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_flops_of_an_update_by_hand():
-    """One hidden unit layer: count the products of a 1-1-1 actor and 2-1-1 critics on paper."""
-    from algos import td3_bc
-    from benchmarks.updates import flops_per_update
-    from core.types import EnvSpec
-
-    cfg = td3_bc.Config(hidden=(1,), batch_size=1, actor_period=2)
-    # forward: actor 2 products, critic 3; target: 2 + 2 * 3
-    # critics: 2 * (forward 3 + weights 3 + inputs of layer two 1)
-    # actor, every other time: forward 2 + weights 2 + inputs of layer two 1 + Q_1 forward 3 + back to the action 1 + 1
-    assert flops_per_update(cfg, EnvSpec("tiny", (1,), 1)) == 2 * (8 + 14 + (5 + 5) / 2)

@@ -1,0 +1,89 @@
+"""Online runs by the command line: resume is exact where the simulator allows it, experience lies apart, refusals."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from core.checkpoint import Checkpoints
+from experiments import runs
+from experiments.cli import main
+from experiments.evaluate import evaluate
+from tests.experiments.test_runs import final, untimed
+
+SMALL = [
+    "--eval.episodes", "2", "--eval.envs", "2", "--config.hidden", "8", "--config.batch-size", "16",
+    "--online.envs", "4",
+]  # fmt: skip
+SAC = [*SMALL, "--online.length", "2", "--online.utd", "0.5", "--online.warmup", "16", "--online.replay", "200"]
+PPO = [*SMALL, "--online.length", "8", "--config.epochs", "2"]
+
+
+def train(out, algo, task, options, steps, *more, name="run"):
+    every = [word for option in ("epoch", "save-every", "eval.every") for word in (f"--{option}", "32")]
+    return main([
+        "train", algo, task, "--out", str(out), "--name", name, "--steps", str(steps), *every, *options, *more
+    ])  # fmt: skip
+
+
+CASES = {
+    "sac, jitted": ("sac", "toy/match", SAC, ("--seeds", "0", "1")),
+    "ppo, jitted": ("ppo", "toy/match", PPO, ()),
+    "sac, simulator": ("sac", "mujoco/hopper-v5", SAC, ("--seeds", "0", "1", "--env.max-steps", "20")),
+    "ppo, simulator": ("ppo", "mujoco/hopper-v5", PPO, ("--env.max-steps", "20")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_equals_never_stopped(case, tmp_path):
+    algo, task, options, more = CASES[case]
+    assert train(tmp_path, algo, task, options, 64, *more, name="straight") == 0
+    assert train(tmp_path, algo, task, options, 32, *more) == 0
+    straight, folder = (tmp_path / algo / task / name for name in ("straight", "run"))
+    assert main(["resume", str(folder), "--steps", "64"]) == 0
+    assert untimed(folder, "eval.jsonl") == untimed(straight, "eval.jsonl")
+    # NaN where nothing was learned or no episode ended
+    for row, other in zip(untimed(folder), untimed(straight), strict=True):
+        np.testing.assert_equal(row, other)
+    assert final(folder)["digest"] == final(straight)["digest"]
+    kept = [Checkpoints(f / "experience") for f in (folder, straight)]
+    assert kept[0].meta(64)["digest"] == kept[1].meta(64)["digest"]
+
+
+def test_a_simulator_that_cannot_be_read_out_begins_new_episodes(tmp_path):
+    host = ("--env.host",)
+    assert train(tmp_path, "sac", "toy/match", SAC, 32, *host) == 0
+    folder = tmp_path / "sac" / "toy/match" / "run"
+    assert main(["resume", str(folder), "--steps", "64"]) == 0
+    assert runs.status(folder)["state"] == "done"
+    assert [row["step"] for row in untimed(folder)] == [32, 64]
+
+
+def test_judging_needs_no_experience_and_resuming_says_where_it_is_missing(tmp_path, capsys):
+    assert train(tmp_path, "sac", "toy/match", SAC, 96) == 0
+    folder = tmp_path / "sac" / "toy/match" / "run"
+    assert Checkpoints(folder / "experience").steps() == [64, 96]
+    shutil.rmtree(folder / "experience" / "000000096")
+    assert len(evaluate(folder, 2, 2, 5)) == 1
+    assert main(["resume", str(folder), "--steps", "128"]) == 2
+    assert "add --checkpoint N, N one of [64]" in capsys.readouterr().err
+    assert main(["resume", str(folder), "--steps", "128", "--checkpoint", "64"]) == 0
+    assert Checkpoints(folder / "ckpt").steps()[-1] == 128
+
+
+@pytest.mark.parametrize(
+    ("algo", "options", "said"),
+    [
+        ("td3_bc", (), "needs --data.path"),
+        ("ppo", ("--data.path", "some.npz"), "on-policy: it learns from what it does"),
+        ("sac", ("--config.state-norm", "standard"), "statistics of a dataset"),
+        ("sac", ("--online.utd", "0.3"), "whole number of updates"),
+        ("sac", ("--online.envs", "5"), "not a whole number of iterations of 5 steps"),
+        ("sac", ("--online.replay", "2"), "cannot hold"),
+        ("ppo", ("--online.warmup", "10"), "on-policy"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_written(algo, options, said, tmp_path, capsys):
+    assert train(tmp_path, algo, "toy/match", ("--online.envs", "4"), 32, *options) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

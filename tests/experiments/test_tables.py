@@ -1,0 +1,166 @@
+"""Tables and learning curves from run folders whose numbers are known."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from algos import td3_bc
+from core.config import ConfigError
+from experiments import plots, results, runs, tables
+from experiments.cli import main
+from experiments.options import EvalOptions, Train
+from experiments.statistics import iqm
+
+STEPS = (10, 20, 30)
+
+
+def made(root, task, scores, name="run", seeds=None, failed=(), algo="td3_bc", alpha=2.5):
+    """A run folder: scores[i] are the returns of seed i at STEPS, as far as it got; successes are a tenth of them."""
+    seeds = tuple(range(len(scores))) if seeds is None else seeds
+    train = Train(td3_bc.Config(alpha=alpha), eval=EvalOptions(every=10), seeds=seeds, steps=STEPS[-1], epoch=10)
+    run = runs.Run(root / algo / task / name, algo, task, train)
+    runs.create(run, {"data": {"sha256": "0" * 64}})
+    rows = [
+        {"step": step, "seed": seed, "failed": seed in failed, "episodes": 5, "return": float(value),
+         "success": value / 10, "length": 7.0}
+        for seed, values in zip(seeds, scores, strict=False) for step, value in zip(STEPS, values, strict=False)
+    ]  # fmt: skip
+    (run.folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run.folder
+
+
+FIVE = np.array([[1, 2, 3], [2, 8, 5], [3, 6, 4], [0, 1, 9], [5, 9, 1]])
+
+
+def test_a_row_by_hand(tmp_path):
+    made(tmp_path, "toy/match", FIVE)
+    (row,) = tables.rows([tmp_path], 2, "return")
+    last = FIVE[:, 1:].mean(1)
+    assert (row.seeds, row.k, row.best_step, row.steps, row.episodes) == ("5/5", 2, 20, 30, 20)
+    assert (row.final, row.last, row.last_median) == pytest.approx((4.4, last.mean(), np.median(last)))
+    assert row.best == pytest.approx(5.2)
+    assert row.last_iqm == pytest.approx(iqm(last)) == pytest.approx(5.0)
+    assert row.last_low < row.last_iqm < row.last_high
+    assert row.final_se == pytest.approx(np.std(FIVE[:, 2], ddof=1) / np.sqrt(5))
+
+
+def test_missing_failed_and_unfinished_seeds_are_counted_and_not_averaged(tmp_path):
+    scores = [[1, 2, 3], [1, 2, 5], [9, 9, 9], [7, 7]]
+    made(tmp_path, "toy/match", scores, seeds=(0, 1, 2, 3, 4), failed=(2,))
+    (row,) = tables.rows([tmp_path], 1, "return")
+    assert (row.seeds, row.final, row.best, row.best_step) == ("2/5", 4.0, 4.0, 30)
+
+
+def test_seeds_of_one_method_join_and_configurations_do_not(tmp_path):
+    made(tmp_path, "toy/match", FIVE[:2], "a")
+    made(tmp_path, "toy/match", FIVE[2:], "b", seeds=(2, 3, 4))
+    made(tmp_path, "toy/match", FIVE, "c", alpha=1.0)
+    rows = tables.rows([tmp_path], 1, "return")
+    assert [(row.runs, row.seeds) for row in rows] == [("a, b", "5/5"), ("c", "5/5")]
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    made(tmp_path, "toy/match", FIVE[:1])
+    (row,) = tables.rows([tmp_path], 1, "return")
+    assert np.isnan([row.final_se, row.last_se, row.best_se, row.last_low, row.last_high]).all()
+    assert "| 3.0 | 3.0 | - | 3.0 (step 30) |" in tables.markdown([row])
+    assert "none from one seed" in tables.markdown([row])
+
+
+def test_tasks_are_aggregated_where_a_metric_compares(tmp_path):
+    made(tmp_path, "toy/match", FIVE)
+    made(tmp_path, "toy/bandit", FIVE[::-1, ::-1] / 2)
+    *single, row = tables.rows([tmp_path], 1, "success")
+    assert [one.task for one in single] == ["toy/bandit", "toy/match"]
+    a, b = FIVE[::-1, 0] / 20, FIVE[:, 2] / 10
+    assert (row.task, row.seeds, row.steps, row.best_step) == ("all 2 tasks", "10/10", 30, None)
+    assert row.last == pytest.approx((a.mean() + b.mean()) / 2)
+    assert row.last_se == pytest.approx(np.hypot(single[0].last_se, single[1].last_se) / 2)
+    assert row.last_iqm == pytest.approx(iqm(np.concatenate([a, b])))
+    assert row.last_low < row.last_iqm < row.last_high
+    assert len(tables.rows([tmp_path], 1, "return")) == 2, "returns of different tasks do not compare"
+    made(tmp_path, "toy/match", FIVE, "other", alpha=1.0)
+    assert len(tables.rows([tmp_path], 1, "success")) == 3, "which of two configurations would the aggregate take?"
+
+
+def test_scores_are_normalised_returns(tmp_path, monkeypatch):
+    scores = pytest.importorskip("envs.scores")
+    made(tmp_path, "mujoco/hopper-v4", FIVE)
+    (row,) = tables.rows([tmp_path], 1, "score")
+    wanted = [scores.normalised("mujoco/hopper-v4", float(value)) for value in FIVE[:, 2]]
+    assert row.final == pytest.approx(np.mean(wanted))
+    made(tmp_path, "toy/match", FIVE)
+    with pytest.raises(ConfigError, match="toy/match"):
+        tables.rows([tmp_path], 1, "score")
+
+
+def test_all_formats_say_the_same(tmp_path, capsys):
+    folder = made(tmp_path / "runs", "toy/match", FIVE, "a_b")
+    made(tmp_path / "runs", "toy/bandit", FIVE)
+    out = tmp_path / "out"
+    assert main(["tables", str(tmp_path / "runs"), "--metric", "success", "--format", "latex", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == (out / "table.tex").read_text()
+    lines = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("|")]
+    bandit, match, both = list(csv.DictReader((out / "table.csv").open()))
+    assert len(lines) == 5
+    assert len({line.count("|") for line in lines}) == 1
+    for line, row in zip(lines[2:], (bandit, match, both), strict=True):
+        assert f"[{float(row['last_low']):.3f}, {float(row['last_high']):.3f}]" in line
+    assert both["best_step"] == ""
+    assert folder.name in lines[3]
+
+
+def test_latex_is_escaped_and_rectangular(tmp_path):
+    made(tmp_path, "toy/match", FIVE)
+    made(tmp_path, "toy/bandit", FIVE)
+    text = tables.tables([tmp_path], 1, "success", None, "latex")
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    lines = [line for line in body.splitlines() if "&" in line]
+    columns = text[text.index("{ll") + 1 : text.index("}", text.index("{ll"))]
+    assert [line.count(" & ") for line in lines] == [len(columns) - 1] * 4
+    assert all(line.endswith(r"\\") for line in lines)
+    assert r"td3\_bc & toy/match & 5/5" in text
+    assert body.count(r"\midrule") == 2
+    assert tables.escape("a_b & 50% ±\\") == r"a\_b \& 50\% $\pm$\textbackslash{}"
+
+
+def test_curves_are_written_and_drawn(tmp_path):
+    made(tmp_path, "toy/match", FIVE[:3], "a", seeds=(0, 1, 2, 9), failed=(2,))
+    made(tmp_path, "toy/bandit", FIVE[:, :2], "b")
+    assert main(["plot", str(tmp_path), "--out", str(tmp_path / "new" / "c.png")]) == 0
+    assert (tmp_path / "new" / "c.png").read_bytes()[:4] == b"\x89PNG"
+    rows = list(csv.DictReader((tmp_path / "new" / "c.csv").open()))
+    drawn = {(row["run"], int(row["seed"]), int(row["step"])): float(row["return"]) for row in rows}
+    wanted = {("a", seed, step): FIVE[seed, i] for seed in (0, 1) for i, step in enumerate(STEPS)}
+    wanted |= {("b", seed, step): FIVE[seed, i] for seed in range(5) for i, step in enumerate(STEPS[:2])}
+    assert drawn == wanted
+    assert list(rows[0]) == list(plots.COLUMNS)
+
+
+def test_the_band_is_the_interval_of_the_mean_and_ends_where_a_seed_does(tmp_path):
+    import matplotlib.pyplot as plt
+
+    made(tmp_path, "toy/match", [*FIVE[:4].tolist(), [7, 7]])
+    (group,) = results.groups([tmp_path])
+    figure, axes = plt.subplots()
+    plots._line(axes, group, "return", "mine", "black")
+    (line,), (band,) = axes.lines, axes.collections
+    np.testing.assert_array_equal(line.get_xdata(), STEPS[:2])
+    np.testing.assert_allclose(line.get_ydata(), [(1 + 2 + 3 + 0 + 7) / 5, (2 + 8 + 6 + 1 + 7) / 5])
+    assert line.get_label() == "mine (5 seeds)"
+    box = band.get_paths()[0].get_extents()
+    assert box.y0 < 2.6 < 4.8 < box.y1
+    plt.close(figure)
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path, capsys):
+    made(tmp_path / "runs", "toy/match", [[]])
+    for where, out, said in [
+        ("runs", "c.png", "no evaluations"),
+        ("runs", "c.gif", "must end"),
+        ("no", "c.png", "no run"),
+    ]:
+        assert main(["plot", str(tmp_path / where), "--out", str(tmp_path / out)]) == 2
+        assert said in capsys.readouterr().err
