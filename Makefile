@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= dev
 comma  := ,
+PEERS  := .venv-peers
 STAMP  := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 UV     := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 PYTEST ?=
@@ -30,8 +31,15 @@ lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(STAMP)  ## speed and memory beside what a user would pick instead
-	$(BIN)/python -m benchmarks updates
+bench: $(STAMP) $(PEERS)/installed  ## speed and memory beside what a user would pick instead
+	$(BIN)/python -m benchmarks updates --peers
+	$(BIN)/python -m benchmarks rollout --peers
+
+# by pip, whose settings may know where the CPU build of torch is
+$(PEERS)/installed: benchmarks/peers.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
+	@touch $@
 
 lock: $(STAMP)  ## refresh constraints.txt from pyproject.toml
 	$(UV) pip compile --quiet --upgrade --universal --all-extras --no-header --no-annotate \

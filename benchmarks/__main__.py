@@ -1,4 +1,4 @@
-"""`python -m benchmarks updates`: measure, print a Markdown table, and write JSON where asked."""
+"""`python -m benchmarks updates|rollout|online`: measure, print a Markdown table, and write JSON where asked."""
 
 from __future__ import annotations
 
@@ -10,21 +10,51 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks.contenders import PeerError
 from core import compile_cache
 from core.config import ConfigError, choose
 
 
-def updates(json_out: Path | None = None, rounds: int = 7, quick: bool = False) -> None:
+def updates(json_out: Path | None = None, rounds: int = 7, quick: bool = False, peers: bool = False) -> None:
     """Speed and memory of training on a dataset.
 
     Args:
         json_out: write the figures here as well.
         rounds: interleaved repetitions; medians are reported.
         quick: a tenth of the work, to see that it runs.
+        peers: d3rlpy beside it, from the environment that `make bench` builds.
     """
     from benchmarks import updates
 
-    _publish(updates.measure(rounds, quick), json_out)
+    _publish(updates.measure(rounds, quick, peers), json_out)
+
+
+def rollout(json_out: Path | None = None, rounds: int = 7, quick: bool = False, peers: bool = False) -> None:
+    """Speed of simulators on the host with a policy in the loop, beside Gymnasium's vectors.
+
+    Args:
+        json_out: write the figures here as well.
+        rounds: interleaved repetitions; medians are reported.
+        quick: a tenth of the work, to see that it runs.
+        peers: EnvPool beside it, from the environment that `make bench` builds.
+    """
+    from benchmarks import rollout
+
+    _publish(rollout.measure(rounds, quick, peers), json_out)
+
+
+def online(json_out: Path | None = None, rounds: int = 7, quick: bool = False, peers: bool = False) -> None:
+    """Speed of learning while acting.
+
+    Args:
+        json_out: write the figures here as well.
+        rounds: interleaved repetitions; medians are reported.
+        quick: a tenth of the work, to see that it runs.
+        peers: SBX beside it, from the environment that `make bench` builds.
+    """
+    from benchmarks import online
+
+    _publish(online.measure(rounds, quick, peers), json_out)
 
 
 def _publish(rows: list[dict], out: Path | None) -> None:
@@ -55,7 +85,7 @@ def _processor() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-COMMANDS = {"updates": updates}
+COMMANDS = {"updates": updates, "rollout": rollout, "online": online}
 
 
 def main() -> int:
@@ -68,9 +98,9 @@ def main() -> int:
         compile_cache.enable()
         tyro.cli(command, args=args[1:], prog=f"python -m benchmarks {args[0]}")
         return 0
-    except ConfigError as error:
+    except (ConfigError, PeerError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 if __name__ == "__main__":

@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from algos import td3_bc
+from benchmarks.contenders import PEERS, Peer, interleaved, row
 from core import batches, dataset, loop
 from core.rng import streams
 from core.types import Dataset, EnvSpec, Observation, Start, Transition
@@ -27,7 +30,10 @@ from envs import datasets
 
 SPEC = EnvSpec("benchmark", (17,), 6)
 CONFIG = td3_bc.Config()
+TRANSITIONS = 100_000
 PRODUCTS = 400  # in one program of the product loop
+CORES = os.cpu_count() or 1
+D3RLPY = {f"d3rlpy, torch threads: {count}": count for count in sorted({1, CORES})}  # more are not always faster
 
 
 def flops_per_update(cfg: td3_bc.Config, spec: EnvSpec) -> float:
@@ -76,18 +82,18 @@ def product_loop(size: int = 256):
 
 def scanned(seeds: int, updates: int):
     """Our loop; returns updates/s summed over seeds when called."""
-    data = rows_of(100_000, SPEC)
+    data = rows_of(TRANSITIONS, SPEC)
     norm = dataset.norm(data, CONFIG.state_norm)
     algorithm = td3_bc.make(CONFIG, SPEC)
     run = loop.begin(algorithm, Start(norm), range(seeds))
     on_device = batches.data(data, norm)
     program = loop.compiled(algorithm, run, on_device, updates).epoch
-    run = jax.block_until_ready(program(run, on_device))[0]
+    run = jax.block_until_ready(program(run))[0]
 
     def measure() -> float:
         nonlocal run
         began = time.perf_counter()
-        run = jax.block_until_ready(program(run, on_device))[0]
+        run = jax.block_until_ready(program(run))[0]
         return seeds * updates / (time.perf_counter() - began)
 
     return measure
@@ -95,7 +101,7 @@ def scanned(seeds: int, updates: int):
 
 def per_step(updates: int):
     """A jitted update per step, its batch gathered by NumPy."""
-    data = rows_of(100_000, SPEC)
+    data = rows_of(TRANSITIONS, SPEC)
     norm = dataset.norm(data, CONFIG.state_norm)
     algorithm = td3_bc.make(CONFIG, SPEC)
     state = algorithm.init(jax.random.key(0), Start(norm))
@@ -164,7 +170,7 @@ def resume_compilations() -> tuple[int, int]:
         return run("resume", f"{folder}/td3_bc/toy/match/run", "--steps", "400")
 
 
-def measure(rounds: int, quick: bool) -> list[dict]:
+def measure(rounds: int, quick: bool, with_peers: bool) -> list[dict[str, Any]]:
     """All rows of the table."""
     updates = 100 if quick else 1000
     contenders = {
@@ -173,28 +179,36 @@ def measure(rounds: int, quick: bool) -> list[dict]:
         "four seeds": scanned(4, max(updates // 4, 1)),
         "per step": per_step(updates // 2),
     }
-    seen = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            seen[name].append(contender())
-    median = {name: float(np.median(values)) for name, values in seen.items()}
-    work = flops_per_update(CONFIG, SPEC) / 1e9
-
-    def ratio(name: str, other: str, factor: float = 1.0) -> float:
-        return float(np.median(np.array(seen[name]) * factor / np.array(seen[other])))
-
+    with ExitStack() as stack:
+        if with_peers:
+            work = {"states": SPEC.obs_shape[0], "actions": SPEC.action_dim, "updates": max(updates // 5, 10)}
+            for name, threads in D3RLPY.items():
+                peer = Peer("d3rlpy", PEERS, transitions=TRANSITIONS, threads=threads, **work)
+                contenders[name] = stack.enter_context(peer)
+        seen = interleaved(contenders, rounds)
+    median, ratio, rounded = seen.median, seen.ratio, "median of rounds"
+    flops = flops_per_update(CONFIG, SPEC) / 1e9
     million = batches.data(rows_of(1_000_000, EnvSpec("hopper", (11,), 3)), dataset.identity_norm(11, 3))
+    nbytes = batches.nbytes_per_transition(million)
     hits, misses = resume_compilations()
     table = [
-        ("256 x 256 x 256 products in a jitted loop", median["products"], "GFLOP/s", "the machine's rate, same run"),
-        ("TD3+BC, one seed", median["one seed"], "updates/s", f"{work * 1e3:.0f} MFLOP each, sampling included"),
-        ("TD3+BC, one seed, of the product rate", 100 * ratio("one seed", "products", work), "%", "median of rounds"),
-        ("TD3+BC, four vmapped seeds", median["four seeds"], "seed-updates/s", ""),
-        ("TD3+BC, four seeds, of the product rate", 100 * ratio("four seeds", "products", work), "%", ""),
-        ("TD3+BC, jitted per step, NumPy sampling", median["per step"], "updates/s", "what one would write first"),
-        ("scanned beside per step", ratio("one seed", "per step"), "x", "median of rounds"),
-        ("1M Hopper transitions on the device", batches.nbytes_per_transition(million), "bytes each", "with sampler"),
-        ("rheostat --help", float(np.median([help_seconds() for _ in range(rounds)])), "s", "interpreter included"),
-        ("programs that resuming compiles", misses, "", f"{hits} read from the cache"),
+        row("256 x 256 x 256 products in a jitted loop", median("products"), "GFLOP/s", "the machine's rate, same run"),
+        row("TD3+BC, one seed", median("one seed"), "updates/s", f"{flops * 1e3:.0f} MFLOP each, sampling included"),
+        row(
+            "TD3+BC, one seed, of the product rate", 100 * ratio("one seed", "products", flops), "%", "median of rounds"
+        ),
+        row("TD3+BC, four vmapped seeds", median("four seeds"), "seed-updates/s"),
+        row("TD3+BC, four seeds, of the product rate", 100 * ratio("four seeds", "products", flops), "%"),
+        row("TD3+BC, jitted per step, NumPy sampling", median("per step"), "updates/s", "what one would write first"),
+        row("scanned beside per step", ratio("one seed", "per step"), "x", rounded),
     ]
-    return [dict(zip(("what", "value", "unit", "note"), row, strict=True)) for row in table]
+    if with_peers:
+        table += [row(f"TD3+BC, {name}", median(name), "updates/s", "sampling included, no logging") for name in D3RLPY]
+        best = seen.best(list(D3RLPY))
+        table.append(row("one seed beside d3rlpy", ratio("one seed", best), "x", f"{rounded}; {best}"))
+    return [
+        *table,
+        row("1M Hopper transitions on the device", nbytes, "bytes each", "with sampler"),
+        row("rheostat --help", np.median([help_seconds() for _ in range(rounds)]), "s", "interpreter included"),
+        row("programs that resuming compiles", misses, "", f"{hits} read from the cache"),
+    ]
