@@ -34,6 +34,7 @@ lint: $(STAMP)  ## ruff: rules and format
 bench: $(STAMP) $(PEERS)/installed  ## speed and memory beside what a user would pick instead
 	$(BIN)/python -m benchmarks updates --peers
 	$(BIN)/python -m benchmarks rollout --peers
+	$(BIN)/python -m benchmarks online --peers
 
 # by pip, whose settings may know where the CPU build of torch is
 $(PEERS)/installed: benchmarks/peers.txt

@@ -1,63 +1,46 @@
-"""`python -m benchmarks updates|rollout|online`: measure, print a Markdown table, and write JSON where asked."""
+"""`python -m benchmarks updates|rollout|online`: measure, print a Markdown table, and write it as JSON."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
+from tyro.conf import Positional
 
-from benchmarks.contenders import PeerError
+from benchmarks.contenders import CORES, HERE, PeerError
 from core import compile_cache
-from core.config import ConfigError, choose
+from core.config import ConfigError
+from core.metrics import write_json
 
 
-def updates(json_out: Path | None = None, rounds: int = 7, quick: bool = False, peers: bool = False) -> None:
-    """Speed and memory of training on a dataset.
-
-    Args:
-        json_out: write the figures here as well.
-        rounds: interleaved repetitions; medians are reported.
-        quick: a tenth of the work, to see that it runs.
-        peers: d3rlpy beside it, from the environment that `make bench` builds.
-    """
-    from benchmarks import updates
-
-    _publish(updates.measure(rounds, quick, peers), json_out)
-
-
-def rollout(json_out: Path | None = None, rounds: int = 7, quick: bool = False, peers: bool = False) -> None:
-    """Speed of simulators on the host with a policy in the loop, beside Gymnasium's vectors.
+def bench(
+    what: Positional[Literal["updates", "rollout", "online"]],
+    json_out: Path | None = None,
+    rounds: int = 7,
+    quick: bool = False,
+    peers: bool = False,
+) -> None:
+    """Speed and memory, all contenders in one run.
 
     Args:
-        json_out: write the figures here as well.
+        what: training on a dataset, simulators on the host with a policy in the loop, or learning while acting.
+        json_out: where the figures are written; default benchmarks/out/WHAT.json.
         rounds: interleaved repetitions; medians are reported.
         quick: a tenth of the work, to see that it runs.
-        peers: EnvPool beside it, from the environment that `make bench` builds.
+        peers: beside it d3rlpy, EnvPool or SBX, from the environment that `make bench` builds.
     """
-    from benchmarks import rollout
-
-    _publish(rollout.measure(rounds, quick, peers), json_out)
-
-
-def online(json_out: Path | None = None, rounds: int = 7, quick: bool = False, peers: bool = False) -> None:
-    """Speed of learning while acting.
-
-    Args:
-        json_out: write the figures here as well.
-        rounds: interleaved repetitions; medians are reported.
-        quick: a tenth of the work, to see that it runs.
-        peers: SBX beside it, from the environment that `make bench` builds.
-    """
-    from benchmarks import online
-
-    _publish(online.measure(rounds, quick, peers), json_out)
+    compile_cache.enable()
+    rows = importlib.import_module(f"benchmarks.{what}").measure(rounds, quick, peers)
+    publish(rows, json_out or HERE / "out" / f"{what}.json")
 
 
-def _publish(rows: list[dict], out: Path | None) -> None:
+def publish(rows: list[dict[str, Any]], out: Path) -> None:
+    """Print the machine and the table, and write both."""
     import jax
 
     machine = {
@@ -72,31 +55,21 @@ def _publish(rows: list[dict], out: Path | None) -> None:
     print("| what | value | unit | note |\n| --- | --- | --- | --- |")
     for row in rows:
         print(f"| {row['what']} | {row['value']:.4g} | {row['unit']} | {row['note']} |")
-    if out:
-        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, {"machine": machine, "rows": rows})
+    print(f"\n{out}")
 
 
 def _processor() -> str:
-    import os
-
     info = Path("/proc/cpuinfo")  # of Linux
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
-COMMANDS = {"updates": updates, "rollout": rollout, "online": online}
+    return f"{names[0] if names else platform.processor()}, {CORES} cores"
 
 
 def main() -> int:
-    args = sys.argv[1:]
     try:
-        if not args or args[0] in ("-h", "--help"):
-            print(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} [options]")
-            return 0
-        command = choose("benchmark", args[0], COMMANDS)
-        compile_cache.enable()
-        tyro.cli(command, args=args[1:], prog=f"python -m benchmarks {args[0]}")
+        tyro.cli(bench, prog="python -m benchmarks")
         return 0
     except (ConfigError, PeerError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

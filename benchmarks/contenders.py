@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from core.config import ConfigError
+from envs.workers import cores
 
 HERE = Path(__file__).parent
+CORES = cores()
 PEERS = HERE.parent / ".venv-peers" / "bin" / "python"  # made by `make bench`
 
 

@@ -6,7 +6,6 @@ All run the same jitted policy, 2 x 256 units, one call per batch of observation
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,12 +18,11 @@ import numpy as np
 
 import envs
 from benchmarks import peers
-from benchmarks.contenders import PEERS, Peer, at_once, interleaved, row
+from benchmarks.contenders import CORES, PEERS, Peer, at_once, interleaved, row
 from core.rollout import RolloutState, host_rollout
 from core.types import ActOut
 from envs.registry import Options
 
-CORES = os.cpu_count() or 1
 LOCOMOTION = {"mujoco/hopper-v5": "Hopper-v5", "mujoco/halfcheetah-v5": "HalfCheetah-v5"}
 SLOW = {  # ours -> the library's name and transitions per environment and round
     "metaworld/push": ("Meta-World/push-v3", 250),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from algos import td3_bc
-from benchmarks.contenders import PEERS, Peer, interleaved, row
+from benchmarks.contenders import CORES, PEERS, Peer, interleaved, row
 from core import batches, dataset, loop
 from core.rng import streams
 from core.types import Dataset, EnvSpec, Observation, Start, Transition
@@ -32,7 +32,6 @@ SPEC = EnvSpec("benchmark", (17,), 6)
 CONFIG = td3_bc.Config()
 TRANSITIONS = 100_000
 PRODUCTS = 400  # in one program of the product loop
-CORES = os.cpu_count() or 1
 D3RLPY = {f"d3rlpy, torch threads: {count}": count for count in sorted({1, CORES})}  # more are not always faster
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: the whole RunState, atomically, restorable bit for bit.
+"""Checkpoints by orbax: pytrees of arrays, atomically, restorable bit for bit.
 
     ckpt/000010000/state/  orbax's arrays     ckpt/000010000/meta/  step, config, digest     ckpt/scores.json
 Orbax writes into a temporary folder and renames it, so a killed process or a full disk leaves the older ones as

@@ -38,7 +38,7 @@ def _tally(spec: EnvSpec, tally: _Tally, ts: TimeStep) -> _Tally:
     n = tally.done.ret.shape[1]
     active = tally.count < n
     over = active & (ts.terminated | ts.truncated)
-    held = jnp.maximum(tally.now.success, ts.success) if spec.success == "any" else ts.success
+    held = spec.held(tally.now.success, ts.success)
     now = Judged(tally.now.ret + ts.reward, ts.final_obs.step.astype(jnp.float32), held)
     place = jax.nn.one_hot(tally.count, n, dtype=bool) & over[:, None]
     done = jax.tree.map(lambda new, old: jnp.where(place, new[:, None], old), now, tally.done)

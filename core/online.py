@@ -26,7 +26,21 @@ from core.loop import Program
 from core.rng import streams
 from core.rollout import JaxBatch, RolloutState, host_rollout, over_seeds, rollout
 from core.seeds import derive, slot_seeds
-from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, PyTree, RunState, Start, Transition
+from core.types import (
+    ActOut,
+    Array,
+    EnvSpec,
+    Key,
+    Metrics,
+    Norm,
+    Observation,
+    PyTree,
+    Replay,
+    RunState,
+    Start,
+    TimeStep,
+    Transition,
+)
 
 
 class Plan(NamedTuple):
@@ -96,21 +110,27 @@ def _snapshot(env: HostEnv, shape: tuple[int, int]) -> PyTree:
     return () if words is None else jnp.asarray(words).reshape(*shape, -1)
 
 
+def exact(run: RunState) -> bool:
+    """Whether the run's environments can be put where they were."""
+    return not isinstance(run.rollout.at.env, tuple)
+
+
 def enter(run: RunState, seeds: Sequence[int], env: HostEnv) -> RunState:
     """Put a host environment where a restored run was.
 
-    One that cannot be restored begins new episodes, other than those that the run has seen: what was under way in it
-    is lost, and only that.
+    One that cannot be restored (see `exact`) begins new episodes, other than those that the run has seen: what was
+    under way in it is lost, and only that.
     """
     at = run.rollout.at
     shape = at.obs.step.shape
-    if not isinstance(at.env, tuple):
+    if exact(run):
         env.restore(np.asarray(at.env).reshape(env.num_envs, -1))
         return run
     slots = [derive(s, int(run.step[i]), 1) for i, seed in enumerate(seeds) for s in slot_seeds(seed, shape[1])]
     obs = jax.tree.map(lambda x: jnp.asarray(x.reshape(*shape, *x.shape[1:])), env.reset(slots))
     tally = jax.tree.map(jnp.zeros_like, run.rollout.tally)
-    return run._replace(rollout=Playing(RolloutState((), obs, at.carry), tally))
+    kept = jax.jit(jax.vmap(replay.cut))(run.replay) if isinstance(run.replay, Replay) else run.replay
+    return run._replace(rollout=Playing(RolloutState((), obs, at.carry), tally), replay=kept)
 
 
 def _exploring(algorithm: Algorithm, spec: EnvSpec, plan: Plan) -> Act:
@@ -136,8 +156,7 @@ def _count(spec: EnvSpec, tally: Tally, t: Transition) -> tuple[Tally, Metrics]:
     """Episodes that ended in a rollout [T, B]: means, NaN where there were none."""
 
     def one(tally: Tally, t: Transition) -> tuple[Tally, Tally]:
-        held = jnp.maximum(tally.success, t.success) if spec.success == "any" else t.success
-        now = Tally(tally.ret + t.reward, held)
+        now = Tally(tally.ret + t.reward, spec.held(tally.success, t.success))
         return jax.tree.map(lambda x: jnp.where(t.terminated | t.truncated, 0.0, x), now), now
 
     tally, ended = jax.lax.scan(one, tally, t._replace(extras=()))
@@ -224,6 +243,30 @@ def epoch(
     return over_seeds(one, (0,))
 
 
+class _Still(NamedTuple):
+    """An environment of a spec's shapes, in which nothing happens."""
+
+    spec: EnvSpec
+
+    def reset(self, key: Key, task: Array) -> tuple[PyTree, Observation]:
+        state, goal = (
+            jnp.zeros(shape, jnp.uint8 if len(shape) == 3 else jnp.float32)
+            for shape in (self.spec.obs_shape, self.spec.goal_shape)
+        )
+        return (), Observation(state, goal, jnp.float32(0), jnp.int32(0))
+
+    def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, TimeStep]:
+        obs = self.reset(key, 0)[1]
+        return (), TimeStep(obs, obs, jnp.float32(0), jnp.bool_(False), jnp.bool_(False), jnp.float32(0))
+
+
+def trace(algorithm: Algorithm, start: Start, seeds: Sequence[int], spec: EnvSpec, plan: Plan) -> None:
+    """Trace an iteration.  Raises: whatever is refused and only tracing shows."""
+    still = JaxBatch(_Still(spec), plan.num_envs)
+    run = jax.eval_shape(lambda: begin(algorithm, start, seeds, still, plan))
+    jax.eval_shape(epoch(algorithm, still, plan, start.norm, plan.steps), run)
+
+
 def _acting_key(key: Key, step: Array) -> Key:
     return streams(jax.random.fold_in(key, step), "act").act
 
@@ -235,6 +278,19 @@ def compiled(algorithm: Algorithm, run: RunState, batch: JaxBatch, plan: Plan, n
     return Program(program, steps, time.perf_counter() - began)
 
 
+def _like_a_rollout(policy: Act, algorithm: Algorithm, run: RunState, spec: EnvSpec, plan: Plan) -> Transition:
+    """Zeros [S, T, B, ...] in NumPy, as `host_rollout` gives them, to compile for."""
+    collect = rollout(policy, algorithm.init_carry, JaxBatch(_Still(spec), plan.num_envs), plan.length)
+
+    def one(algo: PyTree, seeds: Array, key: Key) -> Transition:
+        env, obs = JaxBatch(_Still(spec), plan.num_envs).reset(seeds)
+        return collect((algo, True), RolloutState(env, obs, algorithm.init_carry(plan.num_envs)), key)[1]
+
+    slots = jnp.zeros((run.step.shape[0], plan.num_envs), jnp.uint32)
+    shapes = jax.eval_shape(jax.vmap(one), run.algo, slots, run.key)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
 def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: Norm, steps: int) -> Program:
     """The same epoch around a host environment of S * B slots, which must be where the run is (`begin`, `enter`).
 
@@ -242,12 +298,16 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
     """
     check(algorithm, plan, env.spec)
     iterations, seeds, began = _iterations(plan, steps), run.step.shape[0], time.perf_counter()
+    shape = (seeds, plan.num_envs)
     policy = _exploring(algorithm, env.spec, plan)
     collect = host_rollout(policy, algorithm.init_carry, env, plan.length, num_policies=seeds)
     acting_keys = jax.jit(jax.vmap(_acting_key))
     # two programs: in one, XLA would copy the replay that it writes and reads
     keep = jax.jit(over_seeds(_keeper(algorithm), (0, 0)), donate_argnums=0)
     learn = jax.jit(over_seeds(_learner(algorithm, env.spec, plan, norm), (0, 0, 0)), donate_argnums=0)
+    t = _like_a_rollout(policy, algorithm, run, env.spec, plan)
+    keep = keep.lower(run.replay, t).compile()
+    learn = learn.lower(run._replace(rollout=run.rollout._replace(at=()), replay=()), run.replay, t).compile()
 
     def epoch(run: RunState) -> tuple[RunState, Metrics]:
         at, kept, reports = run.rollout.at, run.replay, []
@@ -258,7 +318,7 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
             kept = keep(kept, t)
             run, metrics = learn(run, kept, t)
             reports.append(metrics)
-        at = jax.tree.map(jnp.asarray, at._replace(env=_snapshot(env, (seeds, plan.num_envs))))
+        at = jax.tree.map(jnp.asarray, at._replace(env=_snapshot(env, shape)))
         run = run._replace(rollout=run.rollout._replace(at=at), replay=kept)
         return run, jax.tree.map(lambda *x: jnp.nanmean(np.stack(x), axis=0), *reports)
 

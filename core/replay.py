@@ -61,6 +61,15 @@ def add(replay: Replay, rollout: Transition) -> Replay:
     return Replay(kept, replay.added + length)
 
 
+def cut(replay: Replay) -> Replay:
+    """End the episodes under way: what is added next does not continue them."""
+    steps, num_envs = _shape(replay)
+    newest = (replay.added[0] - 1) % steps * num_envs + jnp.arange(num_envs)
+    t = replay.transition
+    truncated = t.truncated.at[newest].set(~t.terminated[newest])
+    return replay._replace(transition=t._replace(truncated=truncated))
+
+
 def view(replay: Replay, norm: Norm) -> Data:
     """What `sample` draws from: every transition that is kept, alike."""
     steps, num_envs = _shape(replay)

@@ -97,7 +97,7 @@ def _select(pred: Array, yes: PyTree, no: PyTree) -> PyTree:
 
 
 class RolloutState(NamedTuple):
-    env: PyTree  # `BatchState`; () for a host environment, which keeps its own
+    env: PyTree  # `BatchState`; of a host environment (), or online and between epochs the snapshot that it may have
     obs: Observation  # [B] act on this next
     carry: PyTree  # [B] the policy's memory
 

@@ -38,6 +38,10 @@ class EnvSpec(NamedTuple):
         """Shape of one observation, as datasets keep them."""
         return (*self.obs_shape[:-1], self.obs_shape[-1] // self.history)
 
+    def held(self, before: Array, now: Array) -> Array:
+        """Success f32[...] of an episode after a step of success `now`, by the task's rule; `before`: until then."""
+        return before + (now > before) * (now - before) if self.success == "any" else now
+
     @property
     def action_shape(self) -> tuple[int, ...]:
         """Shape of one action: (), (A,) or (H, A)."""
@@ -70,7 +74,7 @@ class Transition(NamedTuple):
     next_obs: Observation
     terminated: Array
     truncated: Array
-    extras: PyTree = ()  # whatever `act` recorded; from a dataset {"row": i32, "weight": f32}
+    extras: PyTree = ()  # whatever `act` recorded; drawn from data: "discount", from a dataset also "row", "weight"
     success: Array = ()  # f32, from a rollout
 
 
@@ -163,4 +167,4 @@ class RunState(NamedTuple):
     replay: PyTree  # what it has kept of them, off-policy
     key: Key  # typed PRNG key [seeds]
     step: Array  # i32[seeds] the clock: updates on a dataset, environment steps online
-    failed: Array  # bool[seeds] frozen at its last finite epoch
+    failed: Array  # bool[seeds] its `algo` is frozen: as it was before the epoch, online the iteration, that spoiled it

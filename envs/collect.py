@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,19 +218,16 @@ def measure(recipe: Recipe, source: Source) -> tuple[int, str]:
 
 def _play(source: Source, plan: Plan, workers: int, report: Callable[[int], None]) -> None:
     report(plan.done())
-    blocks = plan.missing(workers)
-    pool = Pool([functools.partial(Worker, source)] * len(blocks)) if blocks else None
-    workers = len(blocks)
+    if not (count := min(workers, len(plan.missing()))):
+        return
+    pool = Pool([functools.partial(Worker, source)] * count)
     try:
-        while blocks:
-            jobs = [(who, plan.numbers(who, block), plan.path(who, block)) for who, block in blocks]
-            for (who, block), lengths in zip(blocks, pool.call("write", jobs), strict=True):
-                plan.lengths[who][block] = lengths
-            report(plan.done())
-            blocks = plan.missing(workers)
+        while plan.missing():  # again, where the episodes under way at the end were shorter than expected
+            for (*_, path), lengths in pool.each("write", plan.jobs()):
+                plan.add(path, lengths)
+                report(plan.done())
     finally:
-        if pool:
-            pool.close()
+        pool.close()
 
 
 def _block(recipe: Recipe, steps: int, together: int) -> int:
@@ -250,9 +247,13 @@ class Plan:
         self.size = _block(recipe, source.steps, source.together)
         self.lengths: list[dict[int, np.ndarray]] = [{} for _ in range(self._players)]  # of the blocks that are there
         for path in sorted(parts.glob("*-*.npz")):
-            who, block = map(int, path.stem.split("-"))
             if (lengths := _whole(path)) is not None:
-                self.lengths[who][block] = lengths
+                self.add(path, lengths)
+
+    def add(self, path: Path, lengths: np.ndarray) -> None:
+        """A block is there."""
+        who, block = map(int, path.stem.split("-"))
+        self.lengths[who][block] = lengths
 
     def path(self, who: int, block: int) -> Path:
         return self._parts / f"{who:04d}-{block:06d}.npz"
@@ -262,9 +263,16 @@ class Plan:
         begin, end = block * self.size, (block + 1) * self.size
         return [i * self._players + who for i in range(begin, end if self._cut else min(end, self._share[who]))]
 
-    def missing(self, count: int) -> list[tuple[int, int]]:
-        """The next blocks to play, at most `count`: those of the first player first."""
-        return [(who, block) for who in range(self._players) for block in self._missing(who)][:count]
+    def jobs(self) -> Iterator[tuple[int, list[int], Path]]:
+        """Arguments of `Worker.write` for the missing blocks, each by what is known when it is asked for."""
+        begun: set[tuple[int, int]] = set()
+        while waiting := [place for place in self.missing() if place not in begun]:
+            begun.add(place := waiting[0])
+            yield place[0], self.numbers(*place), self.path(*place)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The blocks to play: those of the first player first."""
+        return [(who, block) for who in range(self._players) for block in self._missing(who)]
 
     def _missing(self, who: int) -> list[int]:
         there, share = self.lengths[who], self._share[who]

@@ -103,7 +103,7 @@ def locate(path: str | Path) -> Path:
         return published.locate(given)
     raise DataError(
         f"{path}: no such dataset. Name another file, one that is published (d4rl/hopper-medium-v2), or make one "
-        "(Meta-World: `rheostat collect TASK`)"
+        "(`rheostat collect --help`)"
     )
 
 
@@ -159,7 +159,7 @@ def _foreign(
     if "masks" in file and "singletask" not in (of or ""):  # relabelled for a task that the name does not say
         of = None
     limit = max_steps or published.limit_of(file.path)
-    found = formats.read(file, kind, published.box_of(of or task), limit)
+    found = formats.read(file, kind, published.bounds_of(of or task), limit)
     of = published.task_of_env(found.env) or of
     notes = [*found.notes, *([] if of else ["neither the file nor its name says which task it is from"])]
     source = {"file": str(file.path.absolute()), "bytes": file.path.stat().st_size}

@@ -112,7 +112,7 @@ class Chunk(Wrapper):
         def sub_step(carry, inputs):
             state, total = carry
             moved, ts = self.env.step(state, *inputs)
-            success = jnp.maximum(total.success, ts.success) if self.spec.success == "any" else ts.success
+            success = self.spec.held(total.success, ts.success)
             ts = ts._replace(reward=total.reward + ts.reward, success=success)
             over = total.terminated | total.truncated
             return jax.tree.map(lambda old, new: jnp.where(over, old, new), (state, total), (moved, ts)), None

@@ -10,7 +10,6 @@ Axes: B slots, n of them, S state, A action.
 from __future__ import annotations
 
 import abc
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from core.config import choose
 from core.types import Array
 from envs import mujoco, render
 from envs.host import Box, Slots, Vector, from_words, require_counts, to_words
+from envs.workers import cores
 
 Read = dict[str, Array]  # fields of MjData, f64[n, size of one]
 
@@ -244,8 +244,7 @@ class Locomotion:
         self._views = {field: [getattr(d, field).reshape(-1) for d in self._data] for field in self._robot.reads}
         self._place = np.zeros(count)
         self._state_size = engine.mj_stateSize(self._model, engine.mjtState.mjSTATE_INTEGRATION)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._team = Team(min(threads or cores, count))
+        self._team = Team(min(threads or cores(), count))
         self._studio, self._camera = render.Studio(self._model), mujoco.camera(self._env)
 
     def begin(self, slots, seeds, tasks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,10 +61,18 @@ def take(arrays: dict[str, np.ndarray], episodes: np.ndarray) -> dict[str, np.nd
     return {key: arrays[key][episodes if key in PER_EPISODE else index] for key in datasets.ARRAYS}
 
 
-def mix(parts: Sequence[Part], transitions: int, seed: int, out: Path, made: dict[str, Any]) -> dict[str, Any]:
+def mix(
+    parts: Sequence[Part],
+    transitions: int,
+    seed: int,
+    out: Path,
+    made: dict[str, Any],
+    report: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
     """Write the mixture and return its card, which holds those of the files.
 
-    Args: transitions: at least so many, each file's share rounded; made: goes on the card.
+    Args: transitions: at least so many, each file's share rounded; made: goes on the card; report: called with the
+        transitions drawn so far, after each file.
     Raises: ConfigError for files of different tasks or shapes, or when `out` exists; DataError for damaged ones.
     """
     if out.suffix != ".npz" or seed < 0 or transitions < len(parts):
@@ -82,6 +90,7 @@ def mix(parts: Sequence[Part], transitions: int, seed: int, out: Path, made: dic
             "transitions": int(taken[-1]["length"].sum()), "episodes": len(chosen),
             "different episodes": len(np.unique(chosen)), "card": card,
         })  # fmt: skip
+        report(sum(parent["transitions"] for parent in parents))
     del arrays
     whole = {key: np.concatenate([part.pop(key) for part in taken]) for key in datasets.ARRAYS}
     for parent in parents:

@@ -36,8 +36,8 @@ class Player(Protocol):
 class Policy(Protocol):
     """Acts in B episodes side by side."""
 
-    def reset(self, seed: int) -> None:
-        """New episodes begin in all slots; `seed` is for what the policy draws."""
+    def reset(self, seeds: Sequence[int]) -> None:
+        """New episodes begin in all slots; `seeds`, one per slot, are for what the policy draws there."""
 
     def act(self, obs: Observation) -> Array:
         """[B, *spec.action_shape]; what leaves [-1, 1] is clipped."""
@@ -71,7 +71,7 @@ class Expert:
     def __init__(self, make: Callable[[str], Any], name: str, spec: EnvSpec):
         self._make = functools.partial(make, name)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seeds: Sequence[int]) -> None:
         self._expert = self._make()
 
     def act(self, obs: Observation) -> Array:
@@ -167,7 +167,7 @@ class Rollouts:
         everyone = numbers + numbers[-1:] * (self._env.num_envs - len(numbers))  # slots that are not needed rest
         self._recorder.begin([derive(self._seed, number, 1) for number in everyone])
         obs = self._env.reset([derive(self._seed, number) for number in everyone])
-        self._policy.reset(derive(self._seed, numbers[0], 2))
+        self._policy.reset([derive(self._seed, number, 2) for number in everyone])
         active = np.arange(self._env.num_envs) < len(numbers)
         while active.any():
             ts = self._env.step(self._policy.act(obs), active)

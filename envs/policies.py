@@ -10,8 +10,9 @@ What else a file holds (log_std) is for exploring and is left out.  Nothing is u
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ import numpy as np
 
 from core.config import ConfigError
 from core.types import Array, EnvSpec, Observation
-from envs import registry
-from envs.datasets import DAMAGED
+from envs.readers.files import File, open_file
+from envs.readers.published import bounds_of
 
 LAYOUTS = "actor.latent_pi.{i}.weight|bias with actor.mu.weight|bias, or w{i} and b{i} from 0 on"
 HIDDEN: dict[str, Callable[[Array], Array]] = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh}
@@ -56,21 +57,21 @@ def load(path: Path, activation: str = "") -> Weights:
     Raises: ConfigError naming the file and the key.
     """
     digest(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except DAMAGED as error:
-        raise ConfigError(f"{path}: it is no npz of plain arrays, or is damaged ({error})") from None
-    trunk = sorted(int(m[1]) for key in arrays if (m := re.fullmatch(r"actor\.latent_pi\.(\d+)\.weight", key)))
-    if trunk and "actor.mu.weight" in arrays:
+    with open_file(path) as file:
+        return _read(path, file, activation)
+
+
+def _read(path: Path, file: File, activation: str) -> Weights:
+    trunk = sorted(int(m[1]) for key in file.keys if (m := re.fullmatch(r"actor\.latent_pi\.(\d+)\.weight", key)))
+    if trunk and "actor.mu.weight" in file:
         if activation not in ("", "relu"):
             raise ConfigError(f"{path}: its layout has a ReLU trunk; leave --activation out")
         names = [f"actor.latent_pi.{i}" for i in trunk] + ["actor.mu"]
         keys, hidden, squash = [(f"{name}.weight", f"{name}.bias") for name in names], "relu", True
-    elif "w0" in arrays:
-        count = next(i for i in range(len(arrays) + 1) if f"w{i}" not in arrays)
+    elif "w0" in file:
+        count = next(i for i in itertools.count() if f"w{i}" not in file)
         keys, squash = [(f"w{i}", f"b{i}") for i in range(count)], False
-        said = str(arrays["activation"]) if "activation" in arrays else ""
+        said = file.text("activation") if "activation" in file else ""
         if said and activation not in ("", said):
             raise ConfigError(f"{path}: it says activation {said}, not {activation}; leave --activation out")
         hidden = said or activation or ("" if count > 1 else "relu")
@@ -80,46 +81,34 @@ def load(path: Path, activation: str = "") -> Weights:
                 "(of Stable-Baselines3's agents, PPO's tuned ones mostly have relu, A2C's and TRPO's tanh)"
             )
     else:
-        raise ConfigError(f"{path}: its keys {sorted(arrays)[:6]} are no layout that is known: {LAYOUTS}")
-    layers = tuple((_numbers(path, arrays, w), _numbers(path, arrays, b)) for w, b in keys)
+        raise ConfigError(f"{path}: its keys {sorted(file.keys)[:6]} are no layout that is known: {LAYOUTS}")
+    layers = tuple((_numbers(file, w), _numbers(file, b)) for w, b in keys)
     for (name, _), (weight, bias), above in zip(keys, layers, [*layers[1:], None], strict=True):
         fits = weight.ndim == 2 and bias.shape in ((), weight.shape[:1])
         if not fits or (above is not None and above[0].shape[1:] != weight.shape[:1]):
             raise ConfigError(f"{path}: key '{name}': {weight.shape} does not fit its bias or the next layer")
-    return Weights(layers, hidden, squash, _normalisation(path, arrays, layers[0][0].shape[1]))
+    return Weights(layers, hidden, squash, _normalisation(file, layers[0][0].shape[1]))
 
 
-def _normalisation(path: Path, arrays: dict[str, Array], width: int) -> tuple[Array, Array] | None:
-    if not {"obs_mean", "obs_var"} & set(arrays):
+def _normalisation(file: File, width: int) -> tuple[Array, Array] | None:
+    if not {"obs_mean", "obs_var"} & set(file.keys):
         return None
-    mean, var = (_numbers(path, arrays, key, np.float64) for key in ("obs_mean", "obs_var"))
+    mean, var = (_numbers(file, key, np.float64) for key in ("obs_mean", "obs_var"))
     if mean.shape != (width,) or var.shape != (width,) or var.min() < 0:
-        raise ConfigError(f"{path}: obs_mean {mean.shape} and obs_var {var.shape} must be {width} numbers, var >= 0")
+        raise ConfigError(
+            f"{file.name}: obs_mean {mean.shape} and obs_var {var.shape} must be {width} numbers, var >= 0"
+        )
     return mean, np.sqrt(var + 1e-8)
 
 
-def _numbers(path: Path, arrays: dict[str, Array], key: str, dtype: type = np.float32) -> Array:
-    if key not in arrays:
-        raise ConfigError(f"{path}: key '{key}' is missing; it has {', '.join(sorted(arrays))}")
-    if arrays[key].dtype.kind not in "fiu" or not np.isfinite(arrays[key]).all():
-        raise ConfigError(f"{path}: key '{key}': {arrays[key].dtype} with numbers that are not finite, or no numbers")
-    return arrays[key].astype(dtype)
-
-
-def box(task: str) -> tuple[Array, Array]:
-    """Bounds f32[A] in which a policy from elsewhere acts: Gymnasium's own; [-1, 1] in other suites."""
-    family, name = registry.check(task)
-    if family != "mujoco":
-        return np.float32(-1), np.float32(1)
-    import gymnasium
-    from gymnasium.envs.registration import load_env_creator
-
-    from envs.mujoco import IDS
-
-    registered = gymnasium.spec(IDS[name])
-    env = load_env_creator(registered.entry_point)(**registered.kwargs)  # `make` would warn of v4
-    env.close()
-    return env.action_space.low, env.action_space.high
+def _numbers(file: File, key: str, dtype: type = np.float32) -> Array:
+    column = file.column(key)
+    array = column.array(scalar=True)
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    if not np.isfinite(array).all():
+        column.refuse(f"it has numbers that are not finite as {array.dtype}")
+    return array
 
 
 class WeightsPolicy:
@@ -135,10 +124,9 @@ class WeightsPolicy:
             raise ConfigError(
                 f"{path} maps states {takes[1]} to actions {gives[1]}; {task} has {takes[0]} and {gives[0]}"
             )
-        self._low, self._high = low, high = box(task)
-        self._centre, self._half = (low + high) / 2, (high - low) / 2
+        self._bounds = bounds_of(task)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seeds: Sequence[int]) -> None:
         """Nothing is drawn."""
 
     def act(self, obs: Observation) -> Array:
@@ -149,4 +137,6 @@ class WeightsPolicy:
             x = HIDDEN[w.hidden](x @ weight.T + bias)
         weight, bias = w.layers[-1]
         x = x @ weight.T + bias
-        return np.tanh(x) if w.squash else (np.clip(x, self._low, self._high) - self._centre) / self._half
+        if w.squash:
+            return np.tanh(x)
+        return self._bounds.scaled(np.clip(x, self._bounds.low, self._bounds.high)).astype(np.float32)

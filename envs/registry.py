@@ -56,7 +56,7 @@ def check(task: str) -> tuple[str, str]:
     family, _, name = task.partition("/")
     if family not in SUITES or name not in suite(family).tasks():
         bare = name or family
-        close = sorted(tasks(), key=lambda t: -_alike(bare, t))
+        close = sorted(tasks(family if family in SUITES else None), key=lambda t: -_alike(bare, t))
         raise UnknownName("task", task, close[:4])
     return family, name
 
@@ -66,7 +66,7 @@ def _alike(name: str, task: str) -> float:
 
 
 def make(task: str, num_envs: int = 1, options: Options | None = None) -> HostEnv:
-    """B instances of a task with the options' wrappers on: a `core.rollout.JaxBatch` for toys, else a `HostEnv`.
+    """B instances of a task with the options' wrappers on: a `HostEnv`, or a `core.rollout.JaxBatch` for toys and mjx.
 
     Raises: UnknownName (with the nearest names) for a task that does not exist; ConfigError for options that the
     task cannot have.

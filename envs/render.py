@@ -66,12 +66,21 @@ def _loads(library: str) -> bool:
 
 @functools.cache
 def _context(backend: str) -> None:
-    """Give MuJoCo the backend, also if it was imported before one was chosen, and see that it works."""
+    """Give MuJoCo the backend, also if it was imported before one was chosen, and see that it can draw.
+
+    GLFW makes a window that is none where there is no display; only drawing shows it.
+    """
+    import mujoco
     from mujoco import gl_context
 
     if backend in ("egl", "osmesa"):
         gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
-    gl_context.GLContext(8, 8).free()
+    context = gl_context.GLContext(8, 8)
+    try:
+        context.make_current()
+        mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50).free()
+    finally:
+        context.free()
 
 
 @contextlib.contextmanager

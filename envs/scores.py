@@ -32,7 +32,7 @@ def references() -> dict[str, Reference]:
 
 def reference(name: str) -> Reference:
     """The constants of a D4RL dataset (`hopper-medium-v2`, also with `d4rl/` before it), of a mixture of those
-    (`hopper-random-medium-v2`), or of a task (`mujoco/hopper-v5`).
+    (`hopper-random-medium-v2`), or of a task (`mujoco/hopper-v5`, `mjx/hopper-v5`).
 
     Raises: UnknownName.
     """
@@ -41,7 +41,7 @@ def reference(name: str) -> Reference:
     if bare in table:
         return table[bare]
     robots = "ant|halfcheetah|hopper|walker2d"
-    if match := re.fullmatch(rf"mujoco/({robots})-v[45]|({robots})-random-(?:medium|expert)-v[012]", bare):
+    if match := re.fullmatch(rf"(?:mujoco|mjx)/({robots})-v[45]|({robots})-random-(?:medium|expert)-v[012]", bare):
         return table[f"{match[1] or match[2]}-medium-v2"]
     raise UnknownName("normalised score", name, [*table, *(f"mujoco/{r}-v5" for r in robots.split("|"))])
 

@@ -20,9 +20,9 @@ import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,29 @@ class Pool:
     def call_one(self, index: int, method: str, *args: Any) -> Any:
         return self._exchange([index], [(method, args)])[0]
 
+    def each(self, method: str, jobs: Iterator[tuple]) -> Iterator[tuple[tuple, Any]]:
+        """`object.method(*job)` in whichever worker is free; yields (job, value) in the order in which they finish.
+
+        A job is asked for only when a worker is free, after what is finished has been taken: it may depend on that.
+        What interrupts this ends the workers.
+        """
+        free, busy = list(range(len(self._connections))), {}
+        try:
+            while True:
+                while free and (job := next(jobs, None)) is not None:
+                    index = free.pop()
+                    self._send(index, (method, job))
+                    busy[self._connections[index]] = index, job
+                if not busy:
+                    return
+                index, job = busy.pop(wait(list(busy))[0])
+                value = _value(*self._receive(index))
+                free.append(index)
+                yield job, value
+        except BaseException:
+            self.close()
+            raise
+
     def _start(self) -> None:
         ours, theirs = Pipe()
         # one thread each: the workers themselves are the parallelism
@@ -86,21 +109,21 @@ class Pool:
             self._processes.append(subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL, env=env))
 
     def _exchange(self, indices: Sequence[int], messages: Sequence[Any]) -> list[Any]:
-        if not self.close.alive:
-            raise WorkerError("the environment workers are closed: they were ended, or one of them failed before")
         try:
             for index, message in zip(indices, messages, strict=True):
-                # a dead worker cannot be written to; the read below says how it ended
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self._connections[index].send_bytes(pickle.dumps(message))  # `send` pickles 15 times slower
+                self._send(index, message)
             replies = [self._receive(index) for index in indices]
         except BaseException:
             self.close()  # replies may be outstanding: the conversation cannot go on
             raise
-        for kind, value in replies:
-            if kind == "refused":
-                raise value[0](value[1])
-        return [value for _, value in replies]
+        return [_value(*reply) for reply in replies]
+
+    def _send(self, index: int, message: Any) -> None:
+        if not self.close.alive:
+            raise WorkerError("the environment workers are closed: they were ended, or one of them failed before")
+        # a dead worker cannot be written to; reading its answer says how it ended
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connections[index].send_bytes(pickle.dumps(message))  # `send` pickles 15 times slower
 
     def _receive(self, index: int) -> tuple[str, Any]:
         process = self._processes[index]
@@ -115,6 +138,18 @@ class Pool:
         if kind == "error":
             raise WorkerError(f"environment worker {index} (process {process.pid}) failed:\n{value}")
         return kind, value
+
+
+def _value(kind: str, value: Any) -> Any:
+    """What a worker answered.  Raises: ConfigError or RenderError when it refused."""
+    if kind == "refused":
+        raise value[0](value[1])
+    return value
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ending(code: int | str) -> str:

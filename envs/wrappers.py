@@ -227,7 +227,7 @@ class Chunk(Wrapper):
             if not live.any():
                 break
             ts = self.env.step(action[:, h], live)
-            success = np.maximum(total.success, ts.success) if self.spec.success == "any" else ts.success
+            success = self.spec.held(total.success, ts.success)
             ts = ts._replace(reward=total.reward + ts.reward, success=success)
             total = where(live, ts, total)
             live = live & ~(ts.terminated | ts.truncated)

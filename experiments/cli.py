@@ -10,7 +10,7 @@ HELP = """\
 usage: rheostat COMMAND ...
 
   collect TASK        make a dataset: by experts, oracles, weights, runs, or of other datasets
-  train ALGO TASK     train an algorithm on a dataset
+  train ALGO TASK     train an algorithm, on a dataset or by acting
   resume RUN          go on with a run from its last checkpoint
   eval RUN            judge a run on fresh episodes
   data ACTION FILE    describe a dataset of any format, or convert it to ours

@@ -7,7 +7,6 @@ limit its threads first.
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from envs import collect as maker
 from envs import mix as mixing
 from envs import policies, registry
 from envs.collect import Recipe, Source
+from envs.workers import cores
 from experiments import runs
 from experiments.runs import Stopped
 
@@ -62,8 +62,7 @@ def collect(
         progress.advance(done)
 
     try:
-        workers = os.cpu_count() if workers == 0 else workers
-        card = maker.collect(recipe, source, out, workers, runs.provenance(), report)
+        card = maker.collect(recipe, source, out, workers or cores(), runs.provenance(), report)
     finally:
         progress.close()
         for number, handler in before.items():
@@ -76,7 +75,14 @@ def mix(texts: Sequence[str], transitions: int, seed: int, out: Path | None) -> 
     """Mix datasets named `FILE:WEIGHT`; returns the card.  Raises: ConfigError."""
     if not transitions or not out:
         raise ConfigError("a mixture needs --transitions N and --out FILE")
-    card = mixing.mix(mixing.parse(texts), transitions, seed, out, runs.provenance())
+    parts = mixing.parse(texts)
+    progress = Progress(transitions, "transitions")
+    progress.say(f"{len(parts)} files, seed {seed} -> {out}")
+    progress.stage("drawing")
+    try:
+        card = mixing.mix(parts, transitions, seed, out, runs.provenance(), progress.advance)
+    finally:
+        progress.close()
     for parent in card["parents"]:
         again = "" if parent["episodes"] == parent["different episodes"] else ", some more than once"
         print(
@@ -129,7 +135,10 @@ def command(recipe: Recipe, asked: Asked, out: Path | None, workers: int) -> dic
     if asked.run:
         asked.without(WEIGHTS, "--run plays a run's own policies; leave {} out")
         chosen = {name: getattr(asked, name) for name in ("best", "replay", "explore", "seed_index")}
-        return collect(recipe, out, workers, made_by=of_run(recipe, asked.run, asked.checkpoint, **chosen))
+        made_by = of_run(recipe, asked.run, asked.checkpoint, **chosen)
+        if asked.replay:
+            print(_kept(asked.run, made_by[1]))
+        return collect(recipe, out, workers, made_by=made_by)
     asked.without(RUN, "{} is for --run RUN; leave it out")
     if not recipe.task:
         raise ConfigError("which task? rheostat collect TASK (see `rheostat list tasks`), or --run RUN")
@@ -151,6 +160,13 @@ def _summary(out: Path, card: dict[str, Any]) -> str:
 def _who(source: Source) -> str:
     one = source.cards[0]["player"]
     return one if len(source.cards) == 1 else f"{len(source.cards)} policies from {one}"
+
+
+def _kept(folder: Path, source: Source) -> str:
+    """Which checkpoints a replay set is made of."""
+    steps = sorted({card["checkpoint"] for card in source.cards})
+    more = "" if len(steps) > 2 else "; few for a replay set: train with --keep N to keep more"
+    return f"checkpoints that {folder} keeps: {len(steps)}, steps {steps[0]:,} to {steps[-1]:,}{more}"
 
 
 def _name(recipe: Recipe, source: Source) -> str:
@@ -241,9 +257,13 @@ def _program(folder: Path, explore: bool, spec: EnvSpec) -> tuple[Any, Any]:
     acting = remembering(algorithm.act if explore else algorithm.act_eval, algorithm.init_carry)
 
     @jax.jit
-    def act(state, obs, carry, key, t):
-        out = acting(state, obs, carry, jax.random.fold_in(key, t))
-        return out.action, out.carry
+    def act(state, obs, carry, keys, t):
+        def alone(obs, carry, key):  # so that no slot's draws depend on how many there are
+            obs, carry = jax.tree.map(lambda x: x[None], (obs, carry))
+            out = acting(state, obs, carry, jax.random.fold_in(key, t))
+            return jax.tree.map(lambda x: x[0], (out.action, out.carry))
+
+        return jax.vmap(alone)(obs, carry, keys)
 
     return act, algorithm.init_carry
 
@@ -257,14 +277,13 @@ class RunPolicy:
         self._act, self._init_carry = _program(folder, explore, spec)
         self._state = jax.tree.map(lambda x: x[index], _states(folder, step))
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seeds: Sequence[int]) -> None:
         import jax
 
-        self._key, self._t, self._carry = jax.random.key(seed), 0, None
+        self._keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+        self._t, self._carry = 0, self._init_carry(len(seeds))
 
     def act(self, obs: Observation) -> Array:
-        if self._carry is None:
-            self._carry = self._init_carry(len(obs.step))
-        action, self._carry = self._act(self._state, obs, self._carry, self._key, self._t)
+        action, self._carry = self._act(self._state, obs, self._carry, self._keys, self._t)
         self._t += 1
         return np.asarray(action)

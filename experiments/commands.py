@@ -21,9 +21,10 @@ algorithms: {algos}
 tasks:      rheostat list tasks
 options:    rheostat train ALGO TASK --help shows them all, with the preset's defaults
 
-example:
+examples, on a dataset and by acting:
   rheostat collect metaworld/push --episodes 100 --noise 0.5 --out data/push.npz
   rheostat train td3_bc metaworld/push --data.path data/push.npz --seeds 0 1 2 3
+  rheostat train sac mujoco/hopper-v5 --seeds 0
 """
 
 
@@ -50,6 +51,8 @@ def train(args: list[str]) -> None:
         options.Train, args=rest, default=preset(algo, task), prog=f"rheostat train {algo} {task}",
         description=f"Train {algo} on {task}.  The defaults are the preset's.",
     )  # fmt: skip
+    if chosen.data.path and chosen.online != preset(algo, task).online:
+        raise ConfigError("--online options are for training without a dataset; leave them or --data.path out")
     _jax()
     from experiments.train import train
 
@@ -149,7 +152,7 @@ def collect(
         run: play the policies of a run: of all its seeds, equal shares.
         checkpoint: the one at this step; default the last.
         best: the checkpoint with the best score in training.
-        replay: all checkpoints that are kept, equal shares, as a replay buffer has them.
+        replay: all checkpoints, equal shares, as a replay buffer has them; a run keeps the last --keep N and the best.
         explore: act as in training, instead of as in evaluation.
         seed_index: only this one of the run's seeds, from 0.
         max_steps: shorter episodes than the task's own; for oracles any length.

@@ -21,6 +21,7 @@ from core.metrics import write_json
 from envs.collect import Recipe
 from envs.registry import Options
 from envs.render import RenderError
+from envs.workers import cores
 from experiments import plots
 from experiments.cli import guarded
 from experiments.collect import collect
@@ -63,7 +64,7 @@ def run(algo: str, data: Path, workers: int) -> Path:
 def main() -> None:
     began = time.perf_counter()
     compile_cache.enable()
-    workers = min(os.cpu_count() or 1, 8)
+    workers = min(cores(), 8)
     shutil.rmtree(OUT, ignore_errors=True)
     data = OUT / "demonstrations.npz"
     print("\n1. Demonstrations by the scripted expert, with noise on its actions", flush=True)
@@ -90,10 +91,8 @@ def main() -> None:
         "Wilson; of the trained: bootstrap over seeds, then episodes.",
     ]  # fmt: skip
     (OUT / "table.md").write_text("\n".join(lines) + "\n\n## During training\n\n" + tables([OUT], 2, "success", None))
-    plots.learning_curves(
-        {"TD3+BC": td3_bc, "behaviour cloning": bc}, "success", f"{TASK}: four seeds each", OUT / "curve.png",
-        ("demonstrations", before["mean"]),
-    )  # fmt: skip
+    level = labels["before"], before["mean"]
+    plots.curve([td3_bc, bc], OUT / "curve.png", OUT / "curve.csv", "success", level)
     made = [OUT / "table.md", OUT / "curve.png", OUT / "summary.json"]
     try:
         record(td3_bc, OUT / "clip.mp4")

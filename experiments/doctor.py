@@ -258,17 +258,14 @@ def disk() -> list[Row]:
 
 def machine() -> list[Row]:
     """Cores that this process may use, and memory, within the limits of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from envs.readers.files import memory
+    from envs.workers import cores
+
     quota = _read("/sys/fs/cgroup/cpu.max").split()
-    said = f"{cores} of {os.cpu_count()} cores"
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[0]) < cores * int(quota[1]):
+    said = f"{cores()} of {os.cpu_count()} cores"
+    if len(quota) == 2 and quota[0].isdigit() and int(quota[0]) < cores() * int(quota[1]):
         said += f" for {int(quota[0]) / int(quota[1]):.1f} cores' worth of time"
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    available = [int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if "MemAvailable" in line]
-    free = min(available, default=total)
-    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if limit.isdigit() and int(limit) < total:
-        total, free = int(limit), min(free, int(limit) - int(used or 0))
+    total, free = memory()
     state = OK if free > 2e9 else WARN
     advice = "" if state == OK else "end other programs, or use fewer seeds, environments and workers"
     return [Row("machine", state, f"{said}, {_bytes(total)} memory, {_bytes(free)} of it free", advice)]

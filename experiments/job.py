@@ -13,13 +13,14 @@ import numpy as np
 
 import algos
 import envs
-from core import batches, dataset, loop, online, sampling, sharding
+from core import batches, dataset, loop, online, replay, sampling, sharding
 from core.checkpoint import CheckpointError, Checkpoints
 from core.config import ConfigError
 from core.evaluate import Evaluator, Judged
 from core.rollout import JaxBatch
 from core.types import RunState, Start
 from envs import datasets
+from envs.readers.files import memory
 from experiments import options
 from experiments.runs import Run
 
@@ -57,18 +58,20 @@ class Job:
             raise ConfigError("state_norm and action_norm are statistics of a dataset; without one leave them at none")
         updates = chosen.utd * chosen.envs * chosen.length
         on_policy = self.algorithm.sample is None
-        if not on_policy and (updates < 1 or updates != int(updates)):
+        if not on_policy and (updates < 0.5 or not math.isclose(updates, round(updates), rel_tol=1e-6)):
             raise ConfigError(
                 f"--online.utd {chosen.utd} times {chosen.envs} environments times {chosen.length} steps must be a "
                 f"whole number of updates, at least 1"
             )
-        plan = online.Plan(chosen.envs, chosen.length, 1 if on_policy else int(updates), chosen.warmup, chosen.replay)
+        plan = online.Plan(chosen.envs, chosen.length, 1 if on_policy else round(updates), chosen.warmup, chosen.replay)
         online.check(self.algorithm, plan, self.spec)
         if self.chosen.epoch % plan.steps:
             raise ConfigError(
                 f"--epoch {self.chosen.epoch} is not a whole number of iterations of {plan.steps} steps "
                 f"(--online.envs {chosen.envs} times --online.length {chosen.length})"
             )
+        if plan.warmup >= self.chosen.steps:
+            raise ConfigError(f"--online.warmup {plan.warmup} leaves none of --steps {self.chosen.steps} to learn in")
         return plan
 
     def place(self, folder: Path) -> None:
@@ -84,12 +87,29 @@ class Job:
     def prepare(self) -> None:
         """Make ready what a run learns from: its environments, or its dataset."""
         if self.plan:
+            self._admit_replay()
+            online.trace(self.algorithm, self.start, self.chosen.seeds, self.spec, self.plan)
             num = self.plan.num_envs * (1 if self.jitted else len(self.chosen.seeds))
             self.world = envs.make(self.run.task, num, self.chosen.env)
         elif self.algorithm.sample is None:
             raise ConfigError(f"{self.run.algo} is on-policy: it learns from what it does, leave out --data.path")
         else:
             self._read()
+
+    def _admit_replay(self) -> None:
+        """Raises: ConfigError for a replay that the memory cannot hold."""
+        plan, seeds = self.plan, len(self.chosen.seeds)
+        if self.algorithm.sample is None:
+            return
+        kept = jax.eval_shape(lambda: replay.empty(self.spec, plan.num_envs, plan.length, plan.capacity))
+        size = seeds * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+        stats = jax.devices()[0].memory_stats()  # of an accelerator; None on a CPU
+        free = len(jax.devices()) * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else memory().free
+        if size > free:
+            raise ConfigError(
+                f"--online.replay {plan.capacity} for {seeds} seeds takes {size / 1e9:,.1f} GB, but "
+                f"{free / 1e9:,.1f} GB are free: make it smaller, or train fewer seeds at once"
+            )
 
     def close(self) -> None:
         if self.world:
@@ -134,15 +154,19 @@ class Job:
         """A restored state, back among its environments."""
         if not self.plan:
             return state
-        if step not in self.experience.steps():
-            raise CheckpointError(
-                f"what checkpoint {step} had of its environments was not kept; add --checkpoint N, N one of "
-                f"{self.experience.steps()}"
-            )
+        if step not in (kept := self.experience.steps()):
+            instead = f"add --checkpoint N, N one of {kept}" if kept else "this run can be judged, but not resumed"
+            raise CheckpointError(f"what checkpoint {step} had of its environments was not kept; {instead}")
         begun = self.begin()
-        _, kept = self.experience.restore({"rollout": begun.rollout, "replay": begun.replay}, identity, step)
-        state = state._replace(**kept)
-        return state if self.jitted else online.enter(state, self.chosen.seeds, self.world)
+        shapes = {"rollout": begun.rollout, "replay": begun.replay}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+        del begun  # a second replay would take as much memory again
+        state = state._replace(**self.experience.restore(shapes, identity, step)[1])
+        if self.jitted:
+            return state
+        if not online.exact(state):
+            print("the simulators cannot be put where they were: new episodes begin", flush=True)
+        return online.enter(state, self.chosen.seeds, self.world)
 
     def program(self, state: RunState) -> tuple[RunState, loop.Program]:
         """An epoch, compiled, and the state on its devices."""

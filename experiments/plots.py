@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from core.config import ConfigError
-from core.metrics import read_lines
 from experiments.results import Curve, Group, Metric, groups, measured
 from experiments.statistics import mean, stratified
 
@@ -33,14 +32,6 @@ def _together(seeds: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[n
     return np.array(seeds[0][0][:shortest]), np.array([values[:shortest] for _, values in seeds], float)
 
 
-def _seeds(folder: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and scores of a run's evaluations."""
-    rows = defaultdict(list)
-    for row in read_lines(folder / "eval.jsonl"):
-        rows[row["seed"]].append((row["step"], row[metric]))
-    return _together([tuple(zip(*points, strict=True)) for points in rows.values()])
-
-
 def _dress(axes: plt.Axes, metric: str, title: str) -> None:
     axes.set(title=title, xlabel="steps", ylabel=AXIS[metric])
     if metric == "success":
@@ -55,24 +46,13 @@ def _steps(x: float, _position: Any = None) -> str:
     return f"{x / 1e6:g}M" if abs(x) >= 1e6 else f"{x / 1e3:g}k" if x else "0"
 
 
-def learning_curves(
-    runs: dict[str, Path], metric: str, title: str, out: Path, level: tuple[str, float] | None = None
+def curve(
+    folders: Sequence[Path],
+    out: Path,
+    out_csv: Path,
+    metric: Metric = "return",
+    level: tuple[str, float] | None = None,
 ) -> None:
-    """Draw one panel of runs by label, every seed a thin line; `level` adds a named horizontal line."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150)
-    for colour, (label, folder) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
-        steps, scores = _seeds(folder, metric)
-        axes.plot(steps, scores.T, color=colour, alpha=0.3, linewidth=0.8)
-        axes.plot(steps, scores.mean(0), color=colour, linewidth=2.2, marker="o", markersize=4, label=label)
-    if level:
-        axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
-    _dress(axes, metric, title)
-    figure.tight_layout()
-    figure.savefig(out)
-    plt.close(figure)
-
-
-def curve(folders: Sequence[Path], out: Path, out_csv: Path, metric: Metric = "return") -> None:
     """Learning curves of all runs in and below the folders: a panel per task, a line per algorithm and configuration.
 
     A line is the mean over the seeds that did not fail, as far as all of them have got; its band is the 95 %
@@ -81,6 +61,7 @@ def curve(folders: Sequence[Path], out: Path, out_csv: Path, metric: Metric = "r
     Args:
         out: the picture; its ending is one of PICTURES.
         out_csv: every evaluation that is drawn, one row per step and seed: COLUMNS, and the metric beside them.
+        level: name and height of a horizontal line in every panel.
     Raises: ConfigError when there is nothing to draw; UnknownName for a score that a task does not have.
     """
     if out.suffix not in PICTURES:
@@ -103,6 +84,8 @@ def curve(folders: Sequence[Path], out: Path, out_csv: Path, metric: Metric = "r
             for number, group in enumerate(members):
                 colour = COLOURS[number % len(COLOURS)] if several else colours[group.algo]
                 _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, colour)
+            if level:
+                axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
             _dress(axes, metric, task)
         for axes in panels.flat[len(by_task) :]:
             axes.remove()

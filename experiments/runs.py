@@ -1,6 +1,7 @@
 """Run folders: where everything of a run lies, and what state it is in.
 
 runs/<algo>/<task>/<name>/  config.json  meta.json  status.json  metrics.jsonl  eval.jsonl  ckpt/
+and experience/ of an online run, eval_fresh.jsonl once it is judged again
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ def _resume(folder: str | Path, step: int | None, steps: int | None, data: str |
     elif runs.status(run.folder).get("saved"):
         raise ConfigError(f"the checkpoints of {run.folder} are gone; restore {run.folder / 'ckpt'} or start a new run")
     step = step or 0  # stopped before its first checkpoint: it begins anew
-    if step > chosen.steps or (step == chosen.steps and _evaluated(run.folder, step, chosen.seeds)):
+    if step > chosen.steps:
+        raise ConfigError(f"{run.folder} is at step {step} already, beyond --steps {chosen.steps}")
+    if step == chosen.steps and _evaluated(run.folder, step, chosen.seeds):
         raise ConfigError(
             f"{run.folder} is done: {step} of {chosen.steps} steps. To train longer: "
             f"rheostat resume {run.folder} --steps {2 * step}"
@@ -146,7 +148,7 @@ class _Live:
             raise
         except BaseException as error:
             self._status("failed", reason=str(error) or type(error).__name__)
-            if not isinstance(error, Failed):
+            if self.saved and not isinstance(error, Failed):
                 self.progress.say(f"to go on with what was saved: rheostat resume {self.run.folder}")
             raise
 

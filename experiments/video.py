@@ -134,7 +134,7 @@ def play(act: Callable[..., ActOut], carry: PyTree, env: HostEnv, seed: int, tas
         ts = env.step(np.asarray(chosen.action))
         obs, carry, over = ts.obs, chosen.carry, bool(ts.terminated[0] | ts.truncated[0])
         ret, now = ret + float(ts.reward[0]), float(ts.success[0])
-        success = max(success, now) if env.spec.success == "any" else now
+        success = env.spec.held(success, now)
     return Episode(seed, task, ret, success, int(ts.final_obs.step[0]))
 
 

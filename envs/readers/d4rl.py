@@ -1,9 +1,10 @@
 """D4RL's flat files: `observations, actions, rewards, terminals` and mostly `timeouts`, as HDF5 or as npz.
 
-The last row of an episode that a time limit ended has no successor in the file: no transition starts there, but the
-row keeps its own action and reward (ReBRAC's next action and returns of whole episodes need them).  The file's last
-row is such a row too.  A row that ended the task has no successor either, which no target needs: its state stands
-there once more, or the file's `next_observations`.  D4RL's own conversions put the next episode's first state there.
+With `next_observations` every row is a transition to its true successor.  D4RL's own conversions leave these out, as do
+most files, and then the last row of an episode that a time limit ended has no successor: no transition starts there,
+but the row keeps its own action and reward (ReBRAC's next action and returns of whole episodes need them).  The file's
+last row is such a row too.  A row that ended the task has none either, which no target needs: its state stands there
+once more, where D4RL's conversions put the next episode's first state.
 
 Reference: Fu et al., 2020, arXiv:2004.07219; d4rl/__init__.py of Farama-Foundation/D4RL.
 """
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from envs.readers.files import Column, File
-from envs.readers.layout import UNIT, Box, Read, arrange, assemble
+from envs.readers.layout import UNIT, Bounds, Read, arrange, assemble
 
 KEYS = ("observations", "actions", "rewards", "terminals")
 
@@ -43,6 +44,11 @@ def _limited(data: Mapping[str, np.ndarray], limit: int | None, after: tuple[int
     return counted(np.asarray(data["terminals"]).reshape(-1).astype(bool), limit, *after)
 
 
+def open_ended(limited: np.ndarray) -> np.ndarray:
+    """bool[N] rows that start no transition when a successor is the row below: the last, and before a time limit."""
+    return limited | (np.arange(len(limited)) == len(limited) - 1)
+
+
 def qlearning(
     data: Mapping[str, np.ndarray], terminate_on_end: bool = False, limit: int | None = None
 ) -> dict[str, np.ndarray]:
@@ -53,7 +59,7 @@ def qlearning(
     does: from 1 on after a row that ended the task.
     """
     limited = _limited(data, limit, (1, 1) if terminate_on_end else (1, 0))
-    rows = np.arange(len(limited) - 1) if terminate_on_end else np.flatnonzero(~limited[:-1])
+    rows = np.flatnonzero(~open_ended(limited & (not terminate_on_end)))
     state = np.asarray(data["observations"])
     return {
         "observations": state[rows].astype(np.float32),
@@ -74,37 +80,42 @@ def sequence(data: Mapping[str, np.ndarray], limit: int | None = None) -> list[s
     return [slice(int(a), int(b)) for a, b in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
 
 
-def read(file: File, box: Box = UNIT, limit: int | None = None) -> Read:
+def read(file: File, bounds: Bounds = UNIT, limit: int | None = None) -> Read:
     """The dataset of a flat file.
 
-    Args: box: bounds of the file's actions; limit: steps of an episode, where the file has no `timeouts`.
+    Args: bounds: of the file's actions; limit: steps of an episode, where the file has no `timeouts`.
     Raises: DataError naming the key and row of what cannot be used.
     """
     observations, actions, rewards = (file.column(key) for key in KEYS[:3])
     n = observations.require(rank=(2, 4)).rows
     terminals = file.column("terminals").flags(n)
     after = file.column("next_observations").require(n, rank=(2, 4)) if "next_observations" in file else None
-    notes, broken = [], np.zeros(n, bool)
+    notes = []
     if "timeouts" in file:
         limited = file.column("timeouts").flags(n)
     elif limit:
         limited = counted(terminals, limit)
         notes.append(f"no 'timeouts' in the file: episodes that did not end by themselves were cut at {limit} steps")
     elif after is not None:
-        limited, broken = np.zeros(n, bool), _broken(observations, after)
+        limited = _broken(observations, after)
         notes.append("no 'timeouts' in the file: an episode ends where the next row is not its successor")
     else:
         file.column("terminals").refuse(
             "without 'timeouts' the episodes' time limit must be known; give it by --max-steps, or train on a task"
         )
-    limited[-1] = True
+    last = open_ended(limited)
+    final = last & (after is None)
     arrays = assemble(
-        arrange(limited, terminals | broken, file.name), terminals & ~limited, observations, actions, rewards, after,
-        box=box,
+        arrange(final, last | terminals, file.name), terminals & ~final, observations, actions, rewards, after,
+        bounds=bounds,
     )  # fmt: skip
-    left_out = int((terminals & limited).sum())
+    left_out = int((terminals & final).sum())
     if left_out:
         notes.append(f"{left_out} rows end the task and are the last before a time limit or of the file: left out")
+    if after is not None:
+        notes.append(
+            f"{last.sum()} rows have their successor in 'next_observations' alone: D4RL's conversion drops them"
+        )
     return Read(arrays, [*notes, "no success in the file: 0 everywhere"])
 
 

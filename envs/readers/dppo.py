@@ -15,16 +15,16 @@ import numpy as np
 
 from core.dataset import DataError
 from envs.readers.files import File, open_file
-from envs.readers.layout import UNIT, Box, Read, arrange, assemble
+from envs.readers.layout import UNIT, Bounds, Read, arrange, assemble
 
 NORMALISATION = "normalization.npz"
 EPS = 1e-6  # of 2 (x - min) / (max - min + EPS) - 1, which wrote the files
 
 
-def read(file: File, box: Box = UNIT) -> Read:
+def read(file: File, bounds: Bounds = UNIT) -> Read:
     """The dataset of a file.
 
-    Args: box: bounds of the actions after `normalization.npz` was undone.
+    Args: bounds: of the actions after `normalization.npz` was undone.
     Raises: DataError naming the key and row of what cannot be used.
     """
     observations, actions = file.column("states"), file.column("actions")
@@ -54,7 +54,7 @@ def read(file: File, box: Box = UNIT) -> Read:
     arrays = assemble(
         arrange(last & ~terminals, last & terminals, file.name), terminals, observations, actions,
         file.column("rewards") if "rewards" in file else None,
-        box=box if undo_action else UNIT, state=undo_state, action=undo_action,
+        bounds=bounds if undo_action else UNIT, state=undo_state, action=undo_action,
     )  # fmt: skip
     return Read(arrays, notes)
 

@@ -28,16 +28,48 @@ OTHERS = {
 }
 
 
-def available_memory() -> int:
-    """Bytes that can be had without swapping."""
-    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as file:
-        return int(next(line for line in file if line.startswith("MemAvailable")).split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+class Memory(NamedTuple):
+    """Bytes that this process may have in all, and those that it can get without swapping."""
+
+    total: int
+    free: int
+
+
+def memory() -> Memory:
+    """Of the machine, within the limits of its container or job (cgroup v2); cached files count as free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    free = 1024 * _fields(Path("/proc/meminfo")).get("MemAvailable:", free // 1024)
+    own = next((line[3:] for line in _lines(MEMBERSHIP) if line.startswith("0::/")), "/")
+    folder = CGROUPS / own.strip("/")
+    for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(CGROUPS))):
+        limit, used = (next(iter(_lines(group / f"memory.{name}")), "") for name in ("max", "current"))
+        if limit.isdigit() and used.isdigit():
+            of = _fields(group / "memory.stat")
+            cached = of.get("active_file", 0) + of.get("inactive_file", 0)
+            total, free = min(total, int(limit)), min(free, int(limit) - int(used) + cached)
+    return Memory(total, max(free, 0))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """First word of a line -> the number behind it."""
+    words = (line.split() for line in _lines(path))
+    return {first: int(number) for first, number, *_ in words if number.isdigit()}
 
 
 def admit(name: str, size: int) -> None:
     """Raises: DataError when so many bytes do not fit into memory."""
-    free = available_memory()
+    free = memory().free
     if size > free:
         raise DataError(
             f"{name}: it declares {size / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB of memory are free; "
@@ -113,11 +145,17 @@ class Column(NamedTuple):
             out[begin : begin + len(part)] = part
         return out
 
-    def array(self) -> np.ndarray:
-        """All of it, as the file has it."""
-        if not self.shape or min(self.shape) < 0 or self.dtype.kind not in "biuf":
+    def array(self, scalar: bool = False) -> np.ndarray:
+        """All of it, as the file has it.
+
+        Args: scalar: a single number, of shape (), will do as well.
+        """
+        if not (self.shape or scalar) or min(self.shape, default=0) < 0 or self.dtype.kind not in "biuf":
             self.require()
         admit(self.file, _bytes(self.shape, self.dtype))
+        if not self.shape:
+            with damage(self.file):
+                return next(self.parts())
         out = np.empty(self.shape, self.dtype)
         for begin, part in self.blocks():
             out[begin : begin + len(part)] = part
@@ -258,18 +296,23 @@ def plain(parent: Any, key: str, file: str) -> Any:
 
 
 def _hdf5_column(file: File, key: str) -> Column:
+    return hdf5_column(plain(file.handle["/"].id, key, file.name), key, file.name)
+
+
+def hdf5_column(member: Any, key: str, file: str) -> Column:
+    """Of a member of an HDF5 file, h5py's low-level identifier.  Raises: DataError when it is no array."""
     import h5py
 
-    member = plain(file.handle["/"].id, key, file.name)
     dataset = h5py.Dataset(member) if isinstance(member, h5py.h5d.DatasetID) else None
     if dataset is None or dataset.shape is None:
-        raise DataError(f"{file.name}: key '{key}': it is no array")
+        raise DataError(f"{file}: key '{key}': it is no array")
     shape, dtype, chunks = dataset.shape, dataset.dtype, dataset.chunks or (1,)
-    admit(file.name, _bytes(chunks, dtype))
+    if (chunk := _bytes(chunks, dtype)) > BLOCK:  # else it is no more than a block
+        admit(file, chunk)
 
     def parts() -> Iterator[np.ndarray]:
         step = max(1, _block_rows(shape, dtype) // chunks[0]) * chunks[0]  # whole chunks: each is unpacked once
         for begin in range(0, shape[0], step):
             yield dataset[begin : begin + step]
 
-    return Column(file.name, key, shape, dtype, parts)
+    return Column(file, key, shape, dtype, parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.dataset import DataError
 from envs.readers import d4rl, dppo, minari, ogbench
 from envs.readers.files import File
-from envs.readers.layout import UNIT, Box, Read
+from envs.readers.layout import UNIT, Bounds, Read
 
 OURS = "rheostat"
 SUFFIXES = (".npz", ".hdf5", ".h5")
@@ -28,17 +28,17 @@ def recognise(file: File) -> str:
     )
 
 
-def read(file: File, kind: str, box: Box = UNIT, limit: int | None = None) -> Read:
+def read(file: File, kind: str, bounds: Bounds = UNIT, limit: int | None = None) -> Read:
     """The dataset of a foreign file.
 
-    Args: kind: what `recognise` said; box: bounds of the actions, where the file does not say; limit: steps of an
+    Args: kind: what `recognise` said; bounds: of the actions, where the file does not say; limit: steps of an
         episode, where the file does not say where episodes end.
     """
     if kind == "D4RL":
-        return d4rl.read(file, box, limit)
+        return d4rl.read(file, bounds, limit)
     if kind == "Minari":
-        return minari.read(file, box)
-    return ogbench.read(file) if kind == "OGBench" else dppo.read(file, box)
+        return minari.read(file, bounds)
+    return ogbench.read(file) if kind == "OGBench" else dppo.read(file, bounds)
 
 
 def glance(file: File) -> str:

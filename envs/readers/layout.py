@@ -25,7 +25,7 @@ class Read(NamedTuple):
     env: str = ""  # Gymnasium's id, where the file says it
 
 
-class Box(NamedTuple):
+class Bounds(NamedTuple):
     """Bounds of the actions in a file, scalars or f64[A]."""
 
     low: Any = -1.0
@@ -43,17 +43,13 @@ class Box(NamedTuple):
         return 2 * (action - low) / (high - low) - 1
 
 
-UNIT = Box()
+UNIT = Bounds()
 
 
 class Layout(NamedTuple):
     target: np.ndarray  # i64[N] our row of each row of the file; -1 for rows of no transition
     ended: np.ndarray  # i64[K] rows of the file whose successor is a row of its own, behind it
-    length: np.ndarray  # i32[E] transitions of each episode
-
-    @property
-    def rows(self) -> int:
-        return int(self.length.sum()) + len(self.length)
+    length: np.ndarray  # i64[E] transitions of each episode
 
 
 def arrange(final: np.ndarray, ended: np.ndarray, name: str) -> Layout:
@@ -71,9 +67,30 @@ def arrange(final: np.ndarray, ended: np.ndarray, name: str) -> Layout:
     if not kept.any():
         raise DataError(f"{name}: it holds no transition: every row is the last of its episode")
     before = np.cumsum(kept) - kept + np.cumsum(ended) - ended
-    if before[-1] + 2 >= 2**31:
+    return Layout(np.where(kept, before, -1), np.flatnonzero(ended), length[length > 0])
+
+
+def blank(
+    name: str, length: np.ndarray, state: tuple[tuple[int, ...], type], action: tuple[tuple[int, ...], type]
+) -> dict[str, np.ndarray]:
+    """Our arrays for episodes of so many transitions, zeros but for the states, which are to be filled in.
+
+    Args: length: i64[E]; state, action: shape of a row, dtype.
+    Raises: DataError when they do not fit into memory, or have too many rows to count in int32.
+    """
+    rows = int(length.sum()) + len(length)
+    sizes = (np.dtype(dtype).itemsize * int(np.prod(shape, dtype=object)) for shape, dtype in (state, action))
+    admit(name, rows * (sum(sizes) + 5))
+    if rows >= 2**31:
         raise DataError(f"{name}: more than 2^31 rows; use a part of the data")
-    return Layout(np.where(kept, before, -1), np.flatnonzero(ended), length[length > 0].astype(np.int32))
+    return {
+        "state": np.empty((rows, *state[0]), state[1]),
+        "action": np.zeros((rows, *action[0]), action[1]),
+        "reward": np.zeros(rows, np.float32),
+        "terminated": np.zeros(rows, bool),
+        "length": length.astype(np.int32),
+        "success": np.zeros(len(length), np.float32),
+    }
 
 
 def place(
@@ -128,32 +145,26 @@ def assemble(
     rewards: Column | None,
     next_observations: Column | None = None,
     *,
-    box: Box = UNIT,
+    bounds: Bounds = UNIT,
     state: Callable[[np.ndarray], np.ndarray] | None = None,
     action: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Our arrays from flat columns.  A successor row holds the file's next observation, else the last state again.
 
-    Args: terminated: bool[N] rows of the file whose transition ended the task; rewards: None for zeros; box: of the
-        file's actions; state, action: undo a normalisation.
+    Args: terminated: bool[N] rows of the file whose transition ended the task; rewards: None for zeros; bounds: of
+        the file's actions; state, action: undo a normalisation.
     """
-    name, n = observations.file, len(layout.target)
+    n = len(layout.target)
     observations.require(n, rank=(2, 4))
     actions.require(n, rank=(1, 2))
     pixels, discrete = len(observations.shape) == 4, actions.dtype.kind in "iu" and len(actions.shape) == 1
     if pixels and observations.dtype != np.uint8:
         observations.refuse(f"pictures must be uint8, not {observations.dtype}")
-    width = () if discrete else actions.shape[1:] or (1,)
-    size = np.dtype(np.uint8 if pixels else np.float32).itemsize
-    admit(name, layout.rows * (size * int(np.prod(observations.shape[1:], dtype=object)) + 4 * sum(width) + 9))
-    arrays = {
-        "state": np.empty((layout.rows, *observations.shape[1:]), np.uint8 if pixels else np.float32),
-        "action": np.zeros((layout.rows, *width), np.int32 if discrete else np.float32),
-        "reward": np.zeros(layout.rows, np.float32),
-        "terminated": np.zeros(layout.rows, bool),
-        "length": layout.length,
-        "success": np.zeros(len(layout.length), np.float32),
-    }
+    arrays = blank(
+        observations.file, layout.length,
+        (observations.shape[1:], np.uint8 if pixels else np.float32),
+        ((), np.int32) if discrete else (actions.shape[1:] or (1,), np.float32),
+    )  # fmt: skip
     place(arrays["state"], observations, layout.target, state)
     behind = layout.target[layout.ended] + 1
     if next_observations is not None:
@@ -164,7 +175,7 @@ def assemble(
         arrays["state"][behind] = arrays["state"][behind - 1]
 
     def to_unit(part: np.ndarray) -> np.ndarray:
-        return box.scaled(part if action is None else action(part))
+        return bounds.scaled(part if action is None else action(part))
 
     place(arrays["action"], actions, layout.target, None if discrete else to_unit, bounded=not discrete)
     if rewards is not None:

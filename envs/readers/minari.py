@@ -10,31 +10,33 @@ Reference: minari.farama.org, Dataset Standards.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from core.dataset import DataError
-from envs.readers.files import File, admit, damage, plain
-from envs.readers.layout import ROUNDING, UNIT, Box, Read
+from envs.readers.files import Column, File, damage, hdf5_column, plain
+from envs.readers.layout import UNIT, Bounds, Read, blank, place
 
 EPISODE = re.compile(r"episode_(\d+)")
 
 
-def read(file: File, box: Box = UNIT) -> Read:
+def read(file: File, bounds: Bounds = UNIT) -> Read:
     """The dataset of a file.
 
-    Args: box: of the actions, where the file does not say.
+    Args: bounds: of the actions, where the file does not say.
     Raises: DataError naming the key and row of what cannot be used.
     """
     env, said = _metadata(file)
     numbers = sorted(int(match[1]) for match in map(EPISODE.fullmatch, file.keys) if match)
-    with damage(file.name), np.errstate(over="ignore", invalid="ignore"):
+    with damage(file.name):
         root = file.handle["/"].id
         episodes = [_Episode(file.name, f"episode_{n}", plain(root, f"episode_{n}", file.name)) for n in numbers]
-        return Read(*_read(episodes, said or box), env)
+        return Read(*_read(episodes, said or bounds), env)
 
 
 class _Episode:
@@ -42,9 +44,6 @@ class _Episode:
 
     def __init__(self, file: str, name: str, group: Any):
         self.file, self.name, self.group = file, name, group
-
-    def refuse(self, key: str, problem: str) -> NoReturn:
-        raise DataError(f"{self.file}: key '{self.name}/{key}': {problem}")
 
     def member(self, key: str) -> Any:
         found = self.group
@@ -61,112 +60,66 @@ class _Episode:
             return [key]
         names = [name.decode() for name in member]
         names.sort(key=lambda name: (int(name[7:]) if re.fullmatch(r"_index_\d+", name) else 0, name))
-        return [leaf for name in names for leaf in self.leaves(f"{key}/{name}")] or self.refuse(key, "it is empty")
-
-    def array(self, key: str) -> Any:
-        """An array that was not read yet."""
-        import h5py
-
-        found = self.member(key)
-        if not isinstance(found, h5py.h5d.DatasetID) or not found.shape or found.dtype.kind not in "biuf":
-            self.refuse(key, "it is no array of numbers with a row per step")
+        found = [leaf for name in names for leaf in self.leaves(f"{key}/{name}")]
+        if not found:
+            raise DataError(f"{self.file}: key '{self.name}/{key}': it is empty")
         return found
 
-    def values(self, key: str, rows: int, shape: tuple[int, ...]) -> np.ndarray:
-        import h5py
+    def column(self, key: str) -> Column:
+        column = hdf5_column(self.member(key), f"{self.name}/{key}", self.file)
+        return column.require(rank=(1, 2, 3, 4))
 
-        array = self.array(key)
-        if array.shape != (rows, *shape):
-            self.refuse(
-                key, f"its shape is {array.shape}, but {(rows, *shape)} belongs there (observations: one row more)"
+    def shaped(self, key: str, rows: int, shape: tuple[int, ...]) -> Column:
+        column = self.column(key)
+        if column.shape != (rows, *shape):
+            column.refuse(
+                f"its shape is {column.shape}, but {(rows, *shape)} belongs there (observations: one row more)"
             )
-        out = np.empty(array.shape, array.dtype)
-        array.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
-        return out
+        return column
 
-    def actions(self, rows: int, shape: tuple[int, ...], box: Box) -> np.ndarray:
-        """In [-1, 1]."""
-        action = box.scaled(self.values("actions", rows, shape))
-        outside = (np.abs(action) > 1 + ROUNDING).reshape(rows, -1).any(1)
-        if outside.any():
-            row = int(np.argmax(outside))
-            self.refuse(
-                "actions", f"row {row} is {action[row].tolist()} in units of the task's box, outside [-1, 1]; "
-                "scale or clip the actions of the file"
-            )  # fmt: skip
-        return np.clip(action, -1, 1)
-
-    def success(self) -> float | None:
-        """Whether `infos/success` was ever set; newer files keep their infos as text, which is left alone."""
+    def success(self, steps: int) -> bool | None:
+        """Whether `infos/success`, of each step and maybe of the reset, was ever set; newer files keep their infos as
+        text, which is left alone.
+        """
         import h5py
 
         infos = plain(self.group, "infos", self.file) if b"infos" in self.group else None
         if not isinstance(infos, h5py.h5g.GroupID) or b"success" not in infos:
             return None
-        success = self.array("infos/success")
-        return float(self.values("infos/success", success.shape[0], success.shape[1:]).any())
+        success = self.column("infos/success")
+        return bool(success.flags(steps + (success.rows == steps + 1)).any())
 
 
-def _read(episodes: list[_Episode], box: Box) -> tuple[dict[str, np.ndarray], list[str]]:
-    length = np.array([episode.array("rewards").shape[0] for episode in episodes], np.int32)
-    if not length.all():
-        episodes[int(np.argmin(length))].refuse("rewards", "the episode has no step")
+def _read(episodes: list[_Episode], bounds: Bounds) -> tuple[dict[str, np.ndarray], list[str]]:
+    length = np.array([episode.column("rewards").rows for episode in episodes], np.int64)
     first = episodes[0]
     leaves = first.leaves("observations")
-    shapes = {key: first.array(key).shape[1:] for key in (*leaves, "actions")}
-    pixels = len(leaves) == 1 and len(shapes[leaves[0]]) == 3 and first.array(leaves[0]).dtype == np.uint8
-    discrete = first.array("actions").dtype.kind in "iu" and shapes["actions"] == ()
-    columns = np.cumsum([0, *(int(np.prod(shapes[key])) for key in leaves)])
-    rows = int(length.sum(dtype=np.int64)) + len(length)
-    state = (shapes[leaves[0]], np.uint8) if pixels else ((int(columns[-1]),), np.float32)
-    action = () if discrete else shapes["actions"] or (1,)
-    admit(first.file, rows * (int(np.prod(state[0])) * np.dtype(state[1]).itemsize + 4 * sum(action) + 9))
-    arrays = {
-        "state": np.empty((rows, *state[0]), state[1]),
-        "action": np.zeros((rows, *action), np.int32 if discrete else np.float32),
-        "reward": np.zeros(rows, np.float32),
-        "terminated": np.zeros(rows, bool),
-        "length": length,
-        "success": np.zeros(len(length), np.float32),
-    }
+    shapes = {key: first.column(key).shape[1:] for key in (*leaves, "actions")}
+    pixels = len(leaves) == 1 and len(shapes[leaves[0]]) == 3 and first.column(leaves[0]).dtype == np.uint8
+    discrete = first.column("actions").dtype.kind in "iu" and shapes["actions"] == ()
+    ends = list(itertools.accumulate((math.prod(shapes[key]) for key in leaves), initial=0))
+    columns = [slice(None)] if pixels else [slice(*pair) for pair in itertools.pairwise(ends)]
+    arrays = blank(
+        first.file, length,
+        (shapes[leaves[0]], np.uint8) if pixels else ((ends[-1],), np.float32),
+        ((), np.int32) if discrete else (shapes["actions"] or (1,), np.float32),
+    )  # fmt: skip
     begin, known = 0, False
     for e, (episode, steps) in enumerate(zip(episodes, length.tolist(), strict=True)):
-        end = begin + steps
-        for i, key in enumerate(leaves):
-            values, to = episode.values(key, steps + 1, shapes[key]), arrays["state"][begin : end + 1]
-            if pixels:
-                to[:] = values
-            else:
-                to[:, columns[i] : columns[i + 1]] = values.reshape(steps + 1, -1)
-        if discrete:
-            arrays["action"][begin:end] = episode.values("actions", steps, ())
-        else:
-            arrays["action"][begin:end] = episode.actions(steps, shapes["actions"], box).reshape(steps, *action)
-        arrays["reward"][begin:end] = episode.values("rewards", steps, ())
-        arrays["terminated"][begin:end] = episode.values("terminations", steps, ())
-        if (success := episode.success()) is not None:
+        rows = np.arange(begin, begin + steps + 1)
+        for key, part in zip(leaves, columns, strict=True):
+            place(arrays["state"][:, part], episode.shaped(key, steps + 1, shapes[key]), rows)
+        actions = episode.shaped("actions", steps, shapes["actions"])
+        place(arrays["action"], actions, rows, None if discrete else bounds.scaled, bounded=not discrete)
+        place(arrays["reward"], episode.shaped("rewards", steps, ()), rows)
+        arrays["terminated"][rows[:-1]] = episode.column("terminations").flags(steps)
+        if (success := episode.success(steps)) is not None:
             known, arrays["success"][e] = True, success
-        begin = end + 1
-    _require_finite(episodes, arrays, leaves, columns)
+        begin += steps + 1
     return arrays, [] if known else ["no success in the file: 0 everywhere"]
 
 
-def _require_finite(
-    episodes: list[_Episode], arrays: dict[str, np.ndarray], leaves: list[str], columns: np.ndarray
-) -> None:
-    first = np.concatenate([[0], np.cumsum(arrays["length"] + 1)])
-    for name, key in (("action", "actions"), ("reward", "rewards"), ("state", "")):
-        if arrays[name].dtype != np.float32:
-            continue
-        finite = np.isfinite(arrays[name].reshape(first[-1], -1))
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
-            e = int(np.searchsorted(first, row, side="right")) - 1
-            key = key or leaves[int(np.searchsorted(columns, column, side="right")) - 1]
-            episodes[e].refuse(key, f"row {row - first[e]} is not finite as float32; leave such episodes out")
-
-
-def _metadata(file: File) -> tuple[str, Box | None]:
+def _metadata(file: File) -> tuple[str, Bounds | None]:
     """(Gymnasium's id or "", bounds of the actions or None)."""
     beside = file.path.parent / "metadata.json"
     with damage(str(beside)):
@@ -188,4 +141,4 @@ def _metadata(file: File) -> tuple[str, Box | None]:
     except (KeyError, TypeError, ValueError):
         return env, None
     bounded = low.shape == high.shape and np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()
-    return env, Box(low, high) if bounded else None
+    return env, Bounds(low, high) if bounded else None

@@ -24,7 +24,7 @@ from core.dataset import DataError
 from core.metrics import Progress
 from envs.readers.files import open_file
 from envs.readers.formats import SUFFIXES, recognise
-from envs.readers.layout import UNIT, Box
+from envs.readers.layout import UNIT, Bounds
 
 FAMILIES = ("d4rl", "minari", "ogbench", "dppo")
 # where the families' own libraries keep what they downloaded
@@ -51,8 +51,8 @@ LIMITS = (
     (r"pen-", 100), (r"(?:hammer|door|relocate)-", 200), (r"kitchen-", 280),
     (r"maze2d-umaze", 300), (r"maze2d-medium", 600), (r"maze2d-large", 800),
 )  # fmt: skip
-# actions of these tasks are not in [-1, 1]
-BOXES = {"humanoid": 0.4, "humanoidstandup": 0.4, "pusher": 2.0, "invertedpendulum": 3.0}
+# actions of these tasks are not in [-1, 1], but in [-x, x]
+BOUNDS = {"humanoid": 0.4, "humanoidstandup": 0.4, "pusher": 2.0, "invertedpendulum": 3.0}
 
 
 class Mirror(NamedTuple):
@@ -212,8 +212,8 @@ def limit_of(name: str | Path) -> int | None:
     return next((limit for pattern, limit in LIMITS if re.match(pattern, stem)), None)
 
 
-def box_of(task: str | None) -> Box:
-    """Bounds of a task's own actions, as D4RL, Minari and DPPO store them."""
+def bounds_of(task: str | None) -> Bounds:
+    """Of a task's own actions, as D4RL, Minari and DPPO store them and policies from elsewhere give them."""
     family, _, name = (task or "").partition("/")
-    bound = BOXES.get(name.rpartition("-")[0], 1.0) if family == "mujoco" else 1.0
-    return Box(-bound, bound) if bound != 1 else UNIT
+    bound = BOUNDS.get(name.rpartition("-")[0], 1.0) if family == "mujoco" else 1.0
+    return Bounds(-bound, bound) if bound != 1 else UNIT

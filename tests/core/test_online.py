@@ -74,7 +74,13 @@ def test_the_clock_counts_environment_steps_and_episodes_are_reported(pair):
     assert report.step == 128
     for of_epoch in metrics:
         np.testing.assert_array_equal(of_epoch["episode/length"], 10)  # of toy/match, always
-        assert (of_epoch["episode/return"] <= 10).all()
+
+
+def test_episodes_report_the_sum_of_their_rewards():
+    """Ten steps of each environment are one episode, and all of them are in the replay."""
+    _, state, metrics = trained("sac", steps=40, epoch=40)
+    rewards = state.replay.transition.reward[:, :40].sum(axis=1) / 4
+    np.testing.assert_allclose(metrics[0]["episode/return"], rewards, rtol=1e-5)
 
 
 def test_the_replay_holds_what_was_played():
@@ -162,6 +168,20 @@ def test_without_a_snapshot_new_episodes_begin():
     assert len({*world.told[0], *world.told[1]}) == 8
     assert not np.array_equal(later.rollout.at.obs.state, run.rollout.at.obs.state)
     np.testing.assert_array_equal(later.rollout.at.obs.step, 0)
+
+
+def test_n_step_windows_do_not_run_into_the_episodes_that_follow_a_resume():
+    world = Told()
+    run = begun(world)
+    ring = jax.tree.map(lambda x: x[0], run.replay)
+    nothing = jax.tree.map(lambda x: x[:2].reshape(1, 2, *x.shape[1:]), ring.transition)
+    add = lambda ring: replay.add(ring, nothing._replace(reward=jnp.ones((1, 2))))  # noqa: E731
+    run = run._replace(replay=jax.tree.map(lambda x: jnp.stack([x, x]), add(ring)))
+    later = online.enter(run, (0, 3), world)
+    ring = add(jax.tree.map(lambda x: x[1], later.replay))
+    t = replay.transitions(ring, jnp.arange(4), steps=2, discount=0.5)
+    np.testing.assert_allclose(t.reward, 1)  # the first stops where the resume was, the second is the newest
+    assert t.truncated.tolist() == [True, True, False, False]
 
 
 def test_plans_that_make_no_sense_are_refused():

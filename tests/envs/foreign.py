@@ -88,3 +88,9 @@ def dppo(lengths=(4, 3), ended=(True, False), seed: int = 0) -> dict[str, np.nda
         "terminals": terminals,
         "traj_lengths": np.array(lengths),
     }
+
+
+def member(shape, dtype="<f4", body=b"") -> bytes:
+    """A member of an npz, whose header can say what it likes."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + body

@@ -148,6 +148,19 @@ def test_transitions_are_whole_episodes_and_shares_are_equal(tmp_path, workers):
     assert played == expected
 
 
+class Shrinking(Counting):
+    """Episodes of three transitions, and from the fifth on of one."""
+
+    def play(self, who, numbers):
+        return super().play(who, [2 if n < 5 else 0 for n in numbers])
+
+
+def test_more_is_played_where_episodes_turn_out_shorter(tmp_path):
+    source = collect.Source([{"player": "a"}], Shrinking, steps=3)
+    card = collect.collect(Recipe("toy/match", noise=0.0, transitions=40), source, tmp_path / "x.npz", 3, {})
+    assert (card["episodes"], card["transitions"]) == (5 + 25, 40)
+
+
 def test_episodes_are_dealt_out_evenly(tmp_path):
     three = TWO._replace(cards=[*TWO.cards, {"player": "c"}])
     card = collect.collect(Recipe("toy/match", noise=0.0, episodes=11), three, tmp_path / "dealt.npz", 1, {})

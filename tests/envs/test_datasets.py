@@ -40,7 +40,7 @@ def test_round_trip_and_card(path, arrays):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(DataError, match=r"no\.npz: no such dataset.*rheostat collect"):
+    with pytest.raises(DataError, match=r"no\.npz: no such dataset.*`rheostat collect --help`"):
         datasets.read(tmp_path / "no.npz")
 
 
@@ -99,7 +99,7 @@ def test_pickles_are_not_read(path, arrays):
 
 
 def test_a_declared_size_beyond_memory(path, monkeypatch):
-    monkeypatch.setattr(files, "available_memory", lambda: 3000)
+    monkeypatch.setattr(files, "memory", lambda: files.Memory(3000, 3000))
     with pytest.raises(DataError, match=r"set\.npz: it declares .* GB of memory are free"):
         datasets.read(path)
 

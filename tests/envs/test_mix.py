@@ -40,7 +40,9 @@ def episodes(arrays):
 def test_shares_and_whole_episodes(files, tmp_path):
     (a, of_a), (b, of_b) = files
     out = tmp_path / "mix.npz"
-    card = mix.mix([Part(a, 3.0), Part(b, 1.0)], 100, 0, out, {"time": "now"})
+    seen = []
+    card = mix.mix([Part(a, 3.0), Part(b, 1.0)], 100, 0, out, {"time": "now"}, seen.append)
+    assert seen == [card["parents"][0]["transitions"], card["transitions"]]
     arrays, _ = datasets.load(out)
     count = card["parents"][0]["episodes"]
     mine = episodes(arrays)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core.seeds import derive
 from envs import oracles
 
 
@@ -36,18 +37,23 @@ def test_a_maze_episode(maze):
     np.testing.assert_allclose(np.diff(state, axis=0)[:5], 0.2 * action[:5], atol=1e-3)  # the point's dynamics
 
 
-def test_the_walk_is_the_packages_oracle_with_noise(maze):
-    """Actions point to the oracle's next cell; what remains has about the noise's spread."""
-    state, action = maze.episode(5, 600)
-    env, residuals = maze._env, []
-    for here, taken in zip(state, action, strict=False):
-        directions = []
-        for goal in maze._vertices:  # the goal of the moment is not recorded: one of them it was
-            way = env.get_oracle_subgoal(here, np.array(env.ij_to_xy(goal)))[0] - here
-            directions.append(way / (np.linalg.norm(way) + 1e-6))
-        residuals.append(min((taken - d for d in directions), key=np.linalg.norm)[np.abs(taken) < 1])
-    residual = np.concatenate(residuals)
-    assert 0.2 < residual.std() < 0.5  # clipping and the choice of the nearest goal cut it
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_walk_is_the_packages_oracle_with_noise(noise, monkeypatch):
+    """Actions point to the next cell on the way to the goal of the moment; what remains is the noise."""
+    maze = oracles.oracle("pointmaze-medium", "navigate", noise)
+    env, seen = maze._env, []
+    step = env.step
+    monkeypatch.setattr(env, "step", lambda action: (seen.append((env.get_xy(), env.cur_goal_xy)), step(action))[1])
+    action = np.concatenate([maze.episode(seed, 300)[1] for seed in (5, 6, 7)])
+    ways = np.array([env.get_oracle_subgoal(here, goal)[0] - here for here, goal in seen])
+    direction = ways / (np.linalg.norm(ways, axis=1, keepdims=True) + 1e-6)
+    residual = np.abs(action - direction)
+    if noise:  # away from the sides of the box clipping leaves the median as it is
+        assert np.median(residual[np.abs(direction) < 0.5]) == pytest.approx(0.6745 * noise, rel=0.1)
+        assert len({tuple(goal) for _, goal in seen}) > 3  # it arrives, and goes on
+    else:
+        assert residual.max() < 1e-6
+    maze.close()
 
 
 def test_the_goals_of_a_maze(maze):
@@ -114,10 +120,27 @@ def test_play_moves_the_cube():
     arm.close()
 
 
-def test_a_scene_out_of_sight_is_played_again():
+def test_what_is_out_of_sight():
     on_table = np.tile([0.4, 0.0, 0.02], (5, 1))
     assert oracles._in_sight(on_table)
     for y, z, seen in [(0.3, 0.02, False), (-0.31, 0.02, False), (-0.31, 0.07, True), (-0.31, 0.09, False)]:
         moved = on_table.copy()
         moved[2, 1:] = y, z
         assert oracles._in_sight(moved) == seen
+
+
+def test_a_scene_out_of_sight_is_played_again(monkeypatch):
+    scene = oracles.oracle("scene", "play", 0.1)
+    hidden, there = (np.tile([0.4, y, 0.02], (3, 1)) for y in (0.3, 0.0))
+    seeds = []
+
+    def attempt(seed, steps):
+        seeds.append(seed)
+        number = np.full(steps, len(seeds))
+        return number, -number, hidden if len(seeds) == 1 else there
+
+    monkeypatch.setattr(scene, "_attempt", attempt)
+    state, action = scene.episode(7, 2)
+    assert (state.tolist(), action.tolist()) == ([2, 2], [-2, -2])
+    assert seeds == [derive(7, 0), derive(7, 1)]
+    scene.close()

@@ -23,7 +23,7 @@ class Waves:
     def __init__(self, spec):
         self.spec = spec
 
-    def reset(self, seed):
+    def reset(self, seeds):
         self.calls = []
 
     def act(self, obs):
@@ -69,8 +69,19 @@ def test_stored_actions_reproduce_what_is_stored(options):
     dataset.check(dataset.from_lengths(*(arrays[key] for key in datasets.ARRAYS[:5])), "played")
 
 
-def test_an_episode_depends_on_its_number_alone():
-    player, alone = rollouts(noise=0.3), rollouts(noise=0.3, slots=1)
+class Drawing(Waves):
+    """Draws its actions, in each slot from the seed that it is given there."""
+
+    def reset(self, seeds):
+        self.draws = [np.random.default_rng(seed) for seed in seeds]
+
+    def act(self, obs):
+        return np.stack([rng.uniform(-1, 1, self.spec.action_shape) for rng in self.draws])
+
+
+@pytest.mark.parametrize("policy", [Waves, Drawing])
+def test_an_episode_depends_on_its_number_alone(policy):
+    player, alone = (rollouts(policy=policy, noise=0.3, slots=slots) for slots in (3, 1))
     together = player.play(0, [0, 1, 2])
     single = alone.play(0, [1])
     begin = together["length"][0] + 1
@@ -116,11 +127,11 @@ class Chooser:
     def __init__(self, spec):
         self.spec = spec
 
-    def reset(self, seed):
-        self.rng = np.random.default_rng(seed)
+    def reset(self, seeds):
+        self.draws = [np.random.default_rng(seed) for seed in seeds]
 
     def act(self, obs):
-        return self.rng.integers(self.spec.num_actions, size=len(obs.step)).astype(np.int32)
+        return np.array([rng.integers(self.spec.num_actions) for rng in self.draws], np.int32)
 
 
 def test_discrete_actions_are_kept_and_take_no_noise():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from core.types import EnvSpec, Observation
 from envs import policies
 from envs.players import Rollouts
 from envs.registry import Options
+from tests.envs import foreign
 
 SPEC = EnvSpec("toy/match", (2,), 2)
 AGENTS = Path(__file__).parents[3] / "shared" / "data" / "mujoco_policies"
@@ -76,7 +78,6 @@ def test_one_linear_layer_needs_no_activation(tmp_path):
 
 def test_linear_outputs_are_in_the_tasks_box(tmp_path):
     """Gymnasium's InvertedPendulum takes [-3, 3]: an output of 1.5 is half of it, and 4 is clipped."""
-    assert policies.box("mujoco/inverteddoublependulum-v5")[1] == 1
     path = write(tmp_path, w0=np.eye(1, 4, dtype=np.float32), b0=np.zeros(1, np.float32))
     policy = policies.WeightsPolicy(path, "", "mujoco/invertedpendulum-v5", EnvSpec("p", (4,), 1))
     np.testing.assert_allclose(policy.act(observed([[1.5, 0, 0, 0], [-4, 0, 0, 0]])), [[0.5], [-1.0]])
@@ -101,15 +102,24 @@ def test_refusals(tmp_path):
     refused("obs_var' is missing", **good, obs_mean=np.zeros(2))
     refused(r"maps states \(2,\) to actions \(1,\); toy/match has \(2,\) and \(2,\)",
             w0=np.zeros((1, 2), np.float32), b0=np.zeros(1, np.float32))  # fmt: skip
-    refused("damaged", **{**good, "w0": np.array([{}], object)})
+    refused("pickled Python objects", **{**good, "w0": np.array([{}], object)})
     path = write(tmp_path, **good, activation="tanh")
     with pytest.raises(ConfigError, match="it says activation tanh, not relu"):
         policies.load(path, "relu")
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ConfigError, match="no npz of plain arrays, or is damaged"):
+    with pytest.raises(ConfigError, match="cut off or damaged"):
         policies.load(path)
     with pytest.raises(ConfigError, match="no policy can be read there"):
         policies.load(tmp_path / "nothing.npz")
+
+
+def test_an_array_beyond_memory_is_refused_before_it_is_unpacked(tmp_path):
+    """A zip bomb: a few bytes that declare terabytes."""
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("w0.npy", foreign.member((10**12, 2), body=b"\0" * 10**6))
+        file.writestr("b0.npy", foreign.member((2,), body=b"\0" * 8))
+    with pytest.raises(ConfigError, match=r"bomb\.npz: it declares [\d,.]+ GB, but [\d,.]+ GB of memory are free"):
+        policies.load(tmp_path / "bomb.npz")
 
 
 @pytest.mark.skipif(not AGENTS.is_dir(), reason="the published agents are not here")

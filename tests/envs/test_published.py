@@ -244,6 +244,6 @@ def test_sets_that_only_a_browser_can_fetch_say_from_where(here):
 def test_bounds_of_actions_are_those_of_the_simulator(name):
     env = gymnasium.make(IDS[f"{name}-v5"])
     env.close()
-    box, space = published.box_of(f"mujoco/{name}-v5"), env.action_space
-    np.testing.assert_allclose(space.low, np.full(space.shape, box.low))
-    np.testing.assert_allclose(space.high, np.full(space.shape, box.high))
+    bounds, space = published.bounds_of(f"mujoco/{name}-v5"), env.action_space
+    np.testing.assert_allclose(space.low, np.full(space.shape, bounds.low))
+    np.testing.assert_allclose(space.high, np.full(space.shape, bounds.high))

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from envs import datasets
 from envs.readers import d4rl, files
 from tests.envs import foreign
 
+ROLLOUTS = Path(__file__).parents[3] / "shared" / "data" / "mujoco_rollouts"
 ENDS = "...T...L..LL.B..T.L...T..T"  # the file's last row ends the task
 
 
@@ -106,11 +108,37 @@ def test_the_row_of_a_time_limit_keeps_its_action_and_reward(tmp_path):
     np.testing.assert_array_equal(dataset.row, [0, 1, 3, 4])
 
 
-def test_next_observations_stand_behind_a_row_that_ended_the_task(tmp_path):
-    data = foreign.flat("..T..T.")
-    after = np.random.default_rng(1).standard_normal((7, 3)).astype(np.float32)
-    dataset, _ = datasets.read(foreign.hdf5(tmp_path / "set.h5", {**data, "next_observations": after}))
-    np.testing.assert_array_equal(dataset.state[dataset.row + 1][dataset.terminated[dataset.row]], after[[2, 5]])
+@pytest.mark.parametrize("ends", ["..T.L.B..T", "..T.L.B...", "L...T...LL"])
+def test_with_next_observations_every_row_is_a_transition(tmp_path, ends):
+    """Before a time limit, at the end of a task and in the file's last row: to the true successor."""
+    data = foreign.flat(ends)
+    after = np.roll(data["observations"], -1, 0)
+    last = np.isin(list(ends), ["T", "L", "B"])
+    last[-1] = True
+    after[last] += 1
+    arrays, card = datasets.load(foreign.hdf5(tmp_path / "set.h5", {**data, "next_observations": after}))
+    found = transitions(datasets.read(tmp_path / "set.h5")[0])
+    for key, values in {**data, "next_observations": after}.items():
+        if key != "timeouts":
+            np.testing.assert_array_equal(found[key], values, err_msg=key)
+    np.testing.assert_array_equal(arrays["length"], np.diff(np.flatnonzero([True, *last])))
+    dropped = sum(letter in "LB" for letter in ends[:-1]) + 1
+    assert card["transitions"] - len(d4rl.qlearning(data)["rewards"]) == dropped
+    assert any(note.startswith(f"{dropped} rows have their successor") for note in card["notes"])
+
+
+@pytest.mark.skipif(not ROLLOUTS.is_dir(), reason="the rollouts are not here")
+@pytest.mark.parametrize("name", ["halfcheetah-sac", "hopper-sac", "walker2d-tqc"])
+def test_rollouts_of_gymnasium_keep_their_lengths_and_returns(name):
+    dataset, card = datasets.read(ROLLOUTS / f"{name}-v5.npz")
+    env, policy = name.split("-")
+    sets = json.loads((ROLLOUTS / "index.json").read_text())["sets"]
+    said = next(s for s in sets if s["env"].lower() == f"{env}-v5" and s["policy"] == policy)
+    assert len(dataset.row) == card["transitions"] == said["steps"]
+    assert card["return"]["mean"] == pytest.approx(np.mean(said["returns"]), abs=0.06)
+    if env == "halfcheetah":
+        assert card["length"]["min"] == card["length"]["max"] == 1000
+    assert card["terminated"] == (5 if name == "hopper-sac" else card["terminated"])
 
 
 def test_without_timeouts_the_limit_must_be_known(tmp_path):
@@ -130,7 +158,7 @@ def test_without_timeouts_the_limit_must_be_known(tmp_path):
     broken = foreign.hdf5(tmp_path / "broken.hdf5", {**data, "next_observations": after})
     dataset, _ = datasets.read(broken)
     np.testing.assert_array_equal(dataset.state[dataset.row + 1][5:7], after[5:7])
-    assert list(datasets.load(broken)[0]["length"]) == [5, 2, 4]
+    assert list(datasets.load(broken)[0]["length"]) == [5, 2, 5]
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -361,9 +389,22 @@ def test_bad_flat_files_are_refused_with_key_and_row(tmp_path, case):
         ("episode_1/actions", np.full((3, 2), 1.5), r"key 'episode_1/actions': row 0 is \[1\.5, 1\.5\]"),
         ("episode_1/rewards", np.array([0, np.nan, 0]), r"key 'episode_1/rewards': row 1 is not finite"),
         ("episode_1/observations", np.full((4, 3), np.nan), r"key 'episode_1/observations': row 0 is not finite"),
-        ("episode_1/rewards", np.array([b"a", b"b", b"c"]), r"key 'episode_1/rewards': it is no array of numbers"),
-        ("episode_1/rewards", np.zeros(0), r"key 'episode_1/rewards': the episode has no step"),
+        (
+            "episode_1/rewards",
+            np.array([b"a", b"b", b"c"]),
+            r"key 'episode_1/rewards': it holds text where numbers belong",
+        ),
+        ("episode_1/rewards", np.zeros(0), r"key 'episode_1/rewards': its shape is \(0,\); expected at least one row"),
         ("episode_1/terminations", np.array([True, False, False]), r"key 'terminated': row 5 ends the task"),
+        (
+            "episode_1/terminations",
+            np.array([0, 0, np.nan]),
+            r"key 'episode_1/terminations': row 2 is nan; it must be 0",
+        ),
+        ("episode_1/terminations", np.array([0, 0, 2]), r"key 'episode_1/terminations': row 2 is 2; it must be 0 or 1"),
+        ("episode_1/infos/success", np.zeros(9), r"key 'episode_1/infos/success': it has 9 rows where 3 belong"),
+        ("episode_1/infos/success", np.zeros((4, 2)), r"key 'episode_1/infos/success': its shape is \(4, 2\)"),
+        ("episode_1/infos/success", np.full(4, np.nan), r"key 'episode_1/infos/success': row 0 is nan"),
         ("episode_1/terminations", None, r"key 'episode_1/terminations': it is missing"),
     ],
 )
@@ -371,7 +412,8 @@ def test_bad_minari_files_are_refused(tmp_path, key, value, message):
     path = tmp_path / "main_data.hdf5"
     foreign.minari(path)
     with h5py.File(path, "a") as file:
-        del file[key]
+        if key in file:
+            del file[key]
         if value is not None:
             file[key] = value
     with pytest.raises(DataError, match=message):
@@ -472,18 +514,13 @@ def test_objects_are_not_unpickled(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def member(shape, dtype="<f4", body=b""):
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + body
-
-
 def test_sizes_beyond_memory_are_refused_before_anything_is_allocated(tmp_path, monkeypatch):
     """A zip bomb, and an HDF5 file of a few bytes that declares terabytes."""
     data = foreign.flat("...T...L..")
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
         for key, value in data.items():
             shape = (10**12, *value.shape[1:])
-            file.writestr(f"{key}.npy", member(shape, value.dtype.str, b"\0" * 10**6))
+            file.writestr(f"{key}.npy", foreign.member(shape, value.dtype.str, b"\0" * 10**6))
     with h5py.File(tmp_path / "bomb.hdf5", "w") as file:
         for key, value in data.items():
             file.create_dataset(key, (10**12, *value.shape[1:]), value.dtype, chunks=True)
@@ -498,9 +535,27 @@ def test_sizes_beyond_memory_are_refused_before_anything_is_allocated(tmp_path, 
     for name in ("bomb.npz", "bomb.hdf5", "minari.hdf5"):
         with pytest.raises(DataError, match=rf"{name}: it declares [\d,.]+ GB, but [\d,.]+ GB of memory are free"):
             datasets.read(tmp_path / name)
-    monkeypatch.setattr(files, "available_memory", lambda: 10**8)
+    monkeypatch.setattr(files, "memory", lambda: files.Memory(10**8, 10**8))
     with pytest.raises(DataError, match=r"chunk\.hdf5: it declares"):
         datasets.read(tmp_path / "chunk.hdf5")
+
+
+def test_memory_is_the_least_that_any_group_leaves(tmp_path, monkeypatch):
+    """Groups in groups, as Slurm makes them; what is only cached can be had."""
+    machine, inner = files.memory(), tmp_path / "job" / "step"
+    inner.mkdir(parents=True)
+    said = {tmp_path / "proc": "0::/job/step\n", inner / "memory.max": "max\n", inner / "memory.current": "5000\n"}
+    said |= {tmp_path / "job" / "memory.max": "9000\n", tmp_path / "job" / "memory.current": "7000\n"}
+    said |= {tmp_path / "job" / "memory.stat": "anon 6000\nactive_file 300\ninactive_file 700\n"}
+    for path, text in said.items():
+        path.write_text(text)
+    monkeypatch.setattr(files, "CGROUPS", tmp_path)
+    monkeypatch.setattr(files, "MEMBERSHIP", tmp_path / "proc")
+    assert files.memory() == (9000, 3000)
+    with pytest.raises(DataError, match="set: it declares"):
+        files.admit("set", 3001)
+    (tmp_path / "job" / "memory.max").write_text("max\n")
+    assert files.memory().total == machine.total
 
 
 def test_an_array_longer_or_shorter_than_its_header_is_damaged(tmp_path):
@@ -509,7 +564,7 @@ def test_an_array_longer_or_shorter_than_its_header_is_damaged(tmp_path):
             for key, value in foreign.flat("...T...L..").items():
                 body = value.tobytes()
                 body = (body * 2)[:size] if key == "rewards" else body
-                file.writestr(f"{key}.npy", member(value.shape, value.dtype.str, body))
+                file.writestr(f"{key}.npy", foreign.member(value.shape, value.dtype.str, body))
         with pytest.raises(DataError, match=r"cannot be read.*than its header says"):
             datasets.read(tmp_path / "set.npz")
 

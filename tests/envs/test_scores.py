@@ -15,7 +15,14 @@ def test_every_row_has_a_source_and_a_range():
 
 @pytest.mark.parametrize(
     "name",
-    ["hopper-medium-v2", "d4rl/hopper-expert-v0", "hopper-random-medium-v2", "mujoco/hopper-v5", "mujoco/hopper-v4"],
+    [
+        "hopper-medium-v2",
+        "d4rl/hopper-expert-v0",
+        "hopper-random-medium-v2",
+        "mujoco/hopper-v5",
+        "mujoco/hopper-v4",
+        "mjx/hopper-v5",
+    ],
 )
 def test_an_environment_has_one_pair(name):
     returns = np.array([-20.272305, 3234.3, 1607.0138475])

@@ -73,6 +73,30 @@ def test_replay_plays_every_checkpoint_in_equal_shares(run, tmp_path):
     assert datasets.load(tmp_path / "again.npz")[1]["sha256"] == card["sha256"]
 
 
+def test_exploring_episodes_depend_on_their_numbers_alone(run, tmp_path):
+    """Four episodes are played one by one, forty three at a time; the first four are the same ones."""
+    made = []
+    for episodes in (4, 40):
+        out = tmp_path / f"{episodes}.npz"
+        words = ("--run", run, "--explore", "--seed-index", 1, "--episodes", episodes, "--workers", 1)
+        assert collect(*words, "--out", out) == 0
+        made.append(datasets.load(out)[0])
+    few, many = made
+    rows = len(few["action"])
+    np.testing.assert_allclose(few["action"], many["action"][:rows], atol=1e-5)
+    first = np.cumsum(many["length"] + 1) - (many["length"] + 1)
+    assert len(np.unique(many["action"][first], axis=0)) == 40
+
+
+def test_a_replay_set_says_how_many_checkpoints_it_has(run, tmp_path, capsys, monkeypatch):
+    words = ("--run", run, "--replay", "--seed-index", 1, "--episodes", 3, "--workers", 1)
+    assert collect(*words, "--out", tmp_path / "three.npz") == 0
+    assert f"checkpoints that {run} keeps: 3, steps 20 to 60\n" in capsys.readouterr().out
+    monkeypatch.setattr("core.checkpoint.Checkpoints.steps", lambda self: [20, 60])
+    assert collect(*words, "--out", tmp_path / "two.npz") == 0
+    assert "keeps: 2, steps 20 to 60; few for a replay set: train with --keep N" in capsys.readouterr().out
+
+
 def test_weights_by_the_command_line(tmp_path):
     policy, out = tmp_path / "linear.npz", tmp_path / "weights.npz"
     np.savez(policy, w0=0.5 * np.eye(2, 8, dtype=np.float32), b0=np.zeros(2, np.float32))
@@ -92,7 +116,10 @@ def test_a_mixture_by_the_command_line(match_file, tmp_path, capsys):
     datasets.write(other, {**arrays, "reward": arrays["reward"] - 1}, {"task": "toy/match"})
     words = ("mix", f"{match_file}:1", f"{other}:3", "--transitions", 40)
     assert collect(*words, "--out", out) == 0
-    assert "0.750 of the transitions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"2 files, seed 0 -> {out}" in said
+    assert "/40 transitions" in said
+    assert "0.750 of the transitions" in said
     assert [round(parent["share"], 2) for parent in datasets.load(out)[1]["parents"]] == [0.25, 0.75]
 
 

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
+from core import online
 from core.checkpoint import Checkpoints
-from experiments import runs
 from experiments.cli import main
 from experiments.evaluate import evaluate
 from tests.experiments.test_runs import final, untimed
@@ -50,13 +50,32 @@ def test_resumed_equals_never_stopped(case, tmp_path):
     assert kept[0].meta(64)["digest"] == kept[1].meta(64)["digest"]
 
 
-def test_a_simulator_that_cannot_be_read_out_begins_new_episodes(tmp_path):
+def test_a_simulator_that_cannot_be_read_out_begins_new_episodes(tmp_path, monkeypatch, capsys):
     host = ("--env.host",)
     assert train(tmp_path, "sac", "toy/match", SAC, 32, *host) == 0
     folder = tmp_path / "sac" / "toy/match" / "run"
+    enter, seen = online.enter, []
+
+    def entered(run, seeds, world):
+        state = enter(run, seeds, world)
+        seen.extend(np.array(x) for x in (state.rollout.at.obs.step, state.replay.added))
+        return state
+
+    monkeypatch.setattr(online, "enter", entered)
     assert main(["resume", str(folder), "--steps", "64"]) == 0
-    assert runs.status(folder)["state"] == "done"
+    assert "new episodes begin" in capsys.readouterr().out
+    assert (seen[0] == 0).all()  # the environments' clocks
+    assert (seen[1] == 8).all()  # the replay is as it was: 32 steps of 4 environments
     assert [row["step"] for row in untimed(folder)] == [32, 64]
+
+
+def test_a_kill_between_the_two_writes_of_a_checkpoint_loses_one_epoch(tmp_path):
+    assert train(tmp_path, "sac", "toy/match", SAC, 64, name="straight") == 0
+    assert train(tmp_path, "sac", "toy/match", SAC, 64) == 0
+    straight, folder = (tmp_path / "sac" / "toy/match" / name for name in ("straight", "run"))
+    shutil.rmtree(folder / "ckpt" / "000000064")
+    assert main(["resume", str(folder)]) == 0
+    assert final(folder)["digest"] == final(straight)["digest"]
 
 
 def test_judging_needs_no_experience_and_resuming_says_where_it_is_missing(tmp_path, capsys):
@@ -75,12 +94,16 @@ def test_judging_needs_no_experience_and_resuming_says_where_it_is_missing(tmp_p
     ("algo", "options", "said"),
     [
         ("td3_bc", (), "needs --data.path"),
-        ("ppo", ("--data.path", "some.npz"), "on-policy: it learns from what it does"),
+        ("ppo", ("--data.path", "some.npz", "--online.envs", "16"), "on-policy: it learns from what it does"),
         ("sac", ("--config.state-norm", "standard"), "statistics of a dataset"),
         ("sac", ("--online.utd", "0.3"), "whole number of updates"),
         ("sac", ("--online.envs", "5"), "not a whole number of iterations of 5 steps"),
         ("sac", ("--online.replay", "2"), "cannot hold"),
         ("ppo", ("--online.warmup", "10"), "on-policy"),
+        ("ppo", ("--online.length", "8", "--config.batch-size", "3"), "whole minibatches of 3"),
+        ("sac", ("--online.warmup", "32"), "leaves none of --steps 32"),
+        ("sac", ("--online.warmup", "0", "--online.replay", "4000000000000"), "GB are free: make it smaller"),
+        ("sac", ("--data.path", "some.npz"), "--online options are for training without a dataset"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(algo, options, said, tmp_path, capsys):

@@ -1,12 +1,9 @@
-"""Intervals against closed forms, and figures that are really drawn."""
-
-import json
+"""Intervals against closed forms."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import plots
 from experiments.statistics import bootstrap, iqm, mean, mean_se, stratified, summary, wilson
 
 
@@ -85,11 +82,3 @@ def test_nothing_is_claimed_from_one_seed_or_none():
     assert np.isnan(summary([[1.0, 2.0], [3.0]])[4:]).all()
     assert np.isnan(summary([[1.0, 2.0], []])).all()
     assert np.isnan(summary([])).all()
-
-
-def test_learning_curves_are_drawn(tmp_path):
-    rows = [{"step": step, "seed": seed, "return": step + seed} for step in (10, 20) for seed in (0, 1)]
-    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "curve.png"
-    plots.learning_curves({"mine": tmp_path}, "return", "title", out, ("level", 12.0))
-    assert out.read_bytes()[:4] == b"\x89PNG"

@@ -139,6 +139,21 @@ def test_curves_are_written_and_drawn(tmp_path):
     assert list(rows[0]) == list(plots.COLUMNS)
 
 
+def test_a_level_is_drawn_in_every_panel(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    made(tmp_path, "toy/match", FIVE, "a")
+    made(tmp_path, "toy/bandit", FIVE, "b")
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plots.curve([tmp_path], tmp_path / "c.png", tmp_path / "c.csv", "return", ("before", 12.0))
+    for axes in plt.gcf().axes:
+        curve, level = axes.lines
+        assert "5 seeds" in curve.get_label()
+        assert (level.get_label(), *level.get_ydata()) == ("before", 12.0, 12.0)
+    monkeypatch.undo()
+    plt.close("all")
+
+
 def test_the_band_is_the_interval_of_the_mean_and_ends_where_a_seed_does(tmp_path):
     import matplotlib.pyplot as plt
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from envs import scores
+from envs import datasets, scores
 from envs.readers import d4rl
-from tests.golden.case import Case, Uncheckable
+from tests.golden.case import Case, Uncheckable, compare
 
 LIMITS = ("max_episode_steps", "limit", "horizon")  # names under which a file may say an episode's steps
 
@@ -44,6 +46,8 @@ def run_transitions(case: Case) -> None:
             ours, note = next((pair for pair in found if np.array_equal(pair[0]["rewards"], reward)), found[0])
             for key, values in ours.items():
                 case.check(f"{group}.{key}", values, f"{group}.{key}", 0, 0, note)
+    if case.has("d4rl_qlearning.rewards"):
+        _check_read(case, readings[-1][0])
     if case.has("d4rl_sequence.lengths"):
         found = [(d4rl.sequence(raw, limit), note) for raw, limit, note in readings]
         lengths = case.read("d4rl_sequence.lengths").tolist()
@@ -53,6 +57,25 @@ def run_transitions(case: Case) -> None:
         case.check("d4rl_sequence.lengths", _lengths(parts), "d4rl_sequence.lengths", 0, 0, note)
         case.check("d4rl_sequence.returns", returns, "d4rl_sequence.returns", 1e-5, 1e-5)
         case.check("d4rl_sequence.s0", np.stack([state[part.start] for part in parts]), "d4rl_sequence.s0", 1e-7, 0)
+
+
+def _check_read(case: Case, raw: Mapping[str, np.ndarray]) -> None:
+    """`datasets.read` of the data as a D4RL file, with timeouts, against `qlearning`; no target needs the successor of
+    a row that ended the task, and it is another there.
+    """
+    scale = 2.0 ** np.ceil(np.log2(max(1, np.abs(raw["actions"]).max())))  # a power of two: exact
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "raw.npz", **{**raw, "actions": raw["actions"] / scale})
+        dataset, _ = datasets.read(Path(folder) / "raw.npz")
+    row, theirs = dataset.row, d4rl.qlearning(raw)
+    ended = theirs["terminals"]
+    ours = {
+        "observations": dataset.state[row], "actions": dataset.action[row] * scale, "rewards": dataset.reward[row],
+        "terminals": dataset.terminated[row], "next_observations": dataset.state[row + 1],
+    }  # fmt: skip
+    for key, values in ours.items():
+        kept = ~ended if key == "next_observations" and len(row) == len(ended) else slice(None)
+        case.rows.append(compare(f"datasets.read {key}", values[kept], theirs[key][kept], 0, 0))
 
 
 def _lengths(parts: list[slice]) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.golden import d4rl
 from tests.golden.__main__ import check, main
 from tests.golden.case import Uncheckable, compare
 from tests.golden.oracle import write
@@ -104,6 +105,23 @@ def test_scores_of_another_file(tmp_path, change, code):
     path = tmp_path / "d4rl_ref_scores_other.json"
     path.write_text(json.dumps({"kitchen-mixed-v0": [0, 4], **change}))
     assert check(path) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [(lambda d: {"action": d.action * np.float32(0.999)}, 1), (lambda d: {"row": d.row[:-1]}, 2)],
+    ids=["another action", "a transition less"],
+)
+def test_a_reader_that_differs_from_the_conversion_is_found(monkeypatch, capsys, change, code):
+    read = d4rl.datasets.read
+
+    def other(path):
+        dataset, card = read(path)
+        return dataset._replace(**change(dataset)), card
+
+    monkeypatch.setattr(d4rl.datasets, "read", other)
+    assert check(HERE / "d4rl_flat_to_transitions.npz") == code
+    assert "datasets.read" in capsys.readouterr().out
 
 
 def test_nan_is_a_miss(tmp_path):
