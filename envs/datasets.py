@@ -9,6 +9,8 @@ of those published goes by its name.  Nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +33,7 @@ DAMAGED = (
     *(OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
+UNNAMED = "neither the file nor its name says which task it is from"  # a note
 ARRAYS = ("state", "action", "reward", "terminated", "length", "success")
 
 
@@ -72,20 +75,29 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any])
     Raises: DataError for arrays that could not be trained on, or a disk that is full.
     """
     path = Path(path)
-    ds.check(_index(arrays, str(path)), str(path))
+    check(arrays, str(path))
     card = {"format": "rheostat 1", **made, **describe(arrays), "sha256": digest(arrays)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             np.savez_compressed(file, card=np.array(json.dumps(card)), **{name: arrays[name] for name in ARRAYS})
             file.flush()
             os.fsync(file.fileno())
+        os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error}); free some space and run the command again") from error
-    os.replace(part, path)
+        with contextlib.suppress(OSError):
+            part.unlink()
+        advice = f"{path.parent} takes no files: choose another --out"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some space and run the command again"
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
     return card
+
+
+def check(arrays: dict[str, np.ndarray], name: str, spec: EnvSpec | None = None) -> None:
+    """Raises: DataError for arrays that could not be trained on, or that do not fit `spec`."""
+    ds.check(_index(arrays, name), name, spec)
 
 
 def locate(path: str | Path) -> Path:
@@ -101,6 +113,13 @@ def locate(path: str | Path) -> Path:
         return path
     if published.is_name(given):
         return published.locate(given)
+    if path.suffix == ".parts" and path.is_dir():
+        raise DataError(
+            f"{path} is a folder, the unfinished collection of {path.with_suffix('')}: "
+            "run the `rheostat collect` command that began it again to finish it"
+        )
+    if path.is_dir():
+        raise DataError(f"{path} is a folder without Minari's main_data.hdf5; name a file (`rheostat list datasets`)")
     raise DataError(
         f"{path}: no such dataset. Name another file, one that is published (d4rl/hopper-medium-v2), or make one "
         "(`rheostat collect --help`)"
@@ -161,9 +180,9 @@ def _foreign(
     limit = max_steps or published.limit_of(file.path)
     found = formats.read(file, kind, published.bounds_of(of or task), limit)
     of = published.task_of_env(found.env) or of
-    notes = [*found.notes, *([] if of else ["neither the file nor its name says which task it is from"])]
+    notes = [*found.notes, *([] if of else [UNNAMED])]
     source = {"file": str(file.path.absolute()), "bytes": file.path.stat().st_size}
-    ds.check(_index(found.arrays, file.name), file.name)
+    check(found.arrays, file.name)
     card = {"format": kind, "task": of, "source": source, "notes": notes, **describe(found.arrays)}
     return found.arrays, {**card, "sha256": digest(found.arrays)}
 

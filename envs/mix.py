@@ -99,11 +99,17 @@ def mix(
     return datasets.write(out, whole, {"task": parents[0]["card"]["task"], "mix": recipe, "parents": parents, **made})
 
 
-def _agree(path: Path, task: str, arrays: dict, parents: list[dict], taken: list[dict]) -> None:
+def _agree(path: Path, task: str | None, arrays: dict, parents: list[dict], taken: list[dict]) -> None:
     if not parents:
         return
-    if task != parents[0]["card"]["task"]:
-        raise ConfigError(f"{path} was made on {task}, {parents[0]['file']} on {parents[0]['card']['task']}")
+    if task != (known := parents[0]["card"]["task"]):
+        if not (task and known):
+            nameless = parents[0]["file"] if task else path
+            raise ConfigError(
+                f"{nameless} does not say which task it is from, as the others do: make a file that does by "
+                f"`rheostat data convert {nameless} --task {task or known} --out FILE`"
+            )
+        raise ConfigError(f"{path} was made on {task}, {parents[0]['file']} on {known}")
     for key in datasets.ARRAYS:
         kind, first = ((str(x[key].dtype), *x[key].shape[1:]) for x in (arrays, taken[0]))
         if kind != first:

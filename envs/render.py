@@ -65,22 +65,26 @@ def _loads(library: str) -> bool:
 
 
 @functools.cache
-def _context(backend: str) -> None:
+def _trouble(backend: str) -> Exception | None:
     """Give MuJoCo the backend, also if it was imported before one was chosen, and see that it can draw.
 
-    GLFW makes a window that is none where there is no display; only drawing shows it.
+    Without a display GLFW only warns, and MuJoCo fails when it is to draw; trying that again would abort the process.
     """
-    import mujoco
-    from mujoco import gl_context
-
-    if backend in ("egl", "osmesa"):
-        gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
-    context = gl_context.GLContext(8, 8)
     try:
-        context.make_current()
-        mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50).free()
-    finally:
-        context.free()
+        import mujoco
+        from mujoco import gl_context
+
+        if backend in ("egl", "osmesa"):
+            gl_context.GLContext = importlib.import_module(f"mujoco.{backend}").GLContext
+        context = gl_context.GLContext(8, 8)
+        try:
+            context.make_current()
+            mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50).free()
+        finally:
+            context.free()
+    except Exception as error:  # bindings raise what they like: ImportError, AttributeError, EGLError, ...
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -90,9 +94,10 @@ def explained() -> Iterator[None]:
     if not backend:
         raise RenderError(f"no OpenGL backend was found to render with: {_INSTALL}")
     try:
-        _context(backend)
+        if error := _trouble(backend):
+            raise error
         yield
-    except Exception as error:  # bindings raise what they like: ImportError, AttributeError, EGLError, ...
+    except Exception as error:
         raise RenderError(f"rendering through {backend} failed ({error!r}): {_INSTALL}") from error
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from core.config import ConfigError, UnknownName
 from core.dataset import DataError
 from envs import datasets, registry, scores
+from envs.readers import formats
+from envs.readers.files import many
 
-SAID = ("transitions", "episodes", "action_range", "terminated", "notes", "parents")  # said in other lines
+SAID = ("transitions", "episodes", "action_range", "terminated", "notes", "parents", "commit", "changed")  # elsewhere
+EMPTY = (None, "", [], {})
+UNSET = ("episodes", "transitions", "max_steps")  # fields of a recipe that 0 leaves open
 
 
 def describe(path: str, task: str | None = None, max_steps: int | None = None) -> str:
-    """The card of a dataset of any format, as text; the arrays are read and checked."""
-    _check(task, max_steps)
-    arrays, card = datasets.load(path, task, max_steps)
+    """The card of a dataset of any format, as text; the arrays are read and checked.
+
+    Args: task: what it is from, where neither the file nor its name says; max_steps: see `envs.datasets.load`.
+    Raises: ConfigError; DataError.
+    """
+    arrays, card = _load(path, task, max_steps)
     return text(str(path), {**card, **datasets.describe(arrays)})  # cards of old versions say less
 
 
@@ -23,26 +33,51 @@ def convert(path: str, out: Path, task: str | None = None, max_steps: int | None
     """Write a dataset in our format; returns its card as text.
 
     Args: task: what it is from, where neither the file nor its name says.
-    Raises: ConfigError for an `out` that exists; DataError.
+    Raises: ConfigError for an `out` that exists or cannot be made; DataError.
     """
     from experiments import runs
 
-    _check(task, max_steps)
-    if out.exists() or out.suffix != ".npz":
-        raise ConfigError(f"{out} exists or does not end in .npz; choose another --out")
-    arrays, card = datasets.load(path, task, max_steps)
-    if task and card["task"] not in (None, task):
-        raise DataError(f"{path} was made on {card['task']}, not on {task}; leave --task out")
-    kept = {key: card[key] for key in ("format", "source", "notes") if key in card}
-    made = {"task": card["task"] or task, "converted from": {**kept, "sha256": card["sha256"]}, **runs.provenance()}
-    return text(str(out), datasets.write(out, arrays, made))
+    _check_out(out)
+    arrays, card = _load(path, task, max_steps)
+    notes = [note for note in card.get("notes", []) if note != datasets.UNNAMED]  # the card says "task"
+    kept = {key: card[key] for key in ("format", "source") if key in card}
+    made = {"task": card["task"], "converted from": {**kept, "notes": notes, "sha256": card["sha256"]}}
+    return text(str(out), datasets.write(out, arrays, {**made, **runs.provenance()}))
 
 
-def _check(task: str | None, max_steps: int | None) -> None:
+def _check_out(out: Path) -> None:
+    """Before anything is read, which may take minutes."""
+    if out.suffix != ".npz":
+        raise ConfigError(f"{out} does not end in .npz; choose another --out")
+    if os.path.lexists(out):
+        raise ConfigError(f"{out} exists; choose another --out, or delete it to make it anew")
+    above = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ConfigError(f"{out}: {above} is a file, not a folder; choose another --out")
+
+
+def _load(path: str, task: str | None, max_steps: int | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and a card that says `task`, which is asked for a spec unless a card of ours said it already."""
     if task is not None:
         registry.check(task)
     if max_steps is not None and max_steps < 2:
         raise ConfigError(f"--max-steps {max_steps} must be at least 2")
+    arrays, card = datasets.load(path, task, max_steps)
+    said = card["task"]
+    if task and said not in (None, task):
+        raise DataError(f"{path} was made on {said}, not on {task}; leave --task out")
+    if not (of := said or task):
+        return arrays, card
+    if not said or not card["format"].startswith(formats.OURS):
+        env = registry.make(of)
+        env.close()
+        try:
+            datasets.check(arrays, path, env.spec)
+        except DataError as error:
+            advice = f"the file or its name says that it is from {of}: rename it" if said else "--task names another"
+            raise DataError(f"{error}; {advice}") from None
+    notes = [note for note in card.get("notes", []) if note != datasets.UNNAMED]
+    return arrays, {**card, "task": of, "notes": notes}
 
 
 def text(name: str, card: dict[str, Any]) -> str:
@@ -51,19 +86,21 @@ def text(name: str, card: dict[str, Any]) -> str:
     lines = {
         "format": card["format"],
         "task": card["task"] or "unknown",
-        "size": f"{card['transitions']:,} transitions in {card['episodes']:,} episodes",
+        "size": f"{many(card['transitions'], 'transition')} in {many(card['episodes'], 'episode')}",
         "state": "x".join(map(str, card["state"])),
         "action": action,
         "return": _quantiles(card["return"]),
         "length": _quantiles(card["length"]),
         "success": f"{card['success']:.3f} of the episodes",
-        "ended": f"{card['terminated']:,} episodes end their task, the others are cut",
+        "ended": f"{many(card['terminated'], 'episode')} by the end of the task, the others by a cut",
         "sha256": f"{card['sha256']} of the arrays",
     }
     if (score := _score(card)) is not None:
         lines["return"] += f"; normalised score {score:.1f}"
+    if card.get("commit"):
+        lines["commit"] = card["commit"] + (", with changes" if card.get("changed") else "")
+    lines |= {key: _short(value) for key, value in card.items() if key not in (*lines, *SAID) and value not in EMPTY}
     shown = [f"  {key:<9} {value}" for key, value in lines.items()]
-    shown += [f"  {key:<9} {_short(value)}" for key, value in card.items() if key not in (*lines, *SAID)]
     shown += [f"  parent    {_parent(parent)}" for parent in card.get("parents", [])]
     return "\n".join([name, *shown, *(f"  note      {note}" for note in card.get("notes", []))])
 
@@ -94,7 +131,8 @@ def _score(card: dict[str, Any]) -> float | None:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(part)}" for key, part in value.items() if part not in (None, [], {}))
-    if isinstance(value, list):
-        return "; ".join(map(_short, value))
-    return str(value)
+        left = {key: part for key, part in value.items() if part not in EMPTY and (part or key not in UNSET)}
+        return ", ".join(f"{key} {_short(part)}" for key, part in left.items())
+    if isinstance(value, list):  # those in lists are shapes, of a policy's layers
+        return "; ".join("x".join(map(_short, part)) if isinstance(part, list) else _short(part) for part in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -12,7 +12,12 @@ from experiments.job import Job
 
 
 def checkpoint(folder: str | Path, step: int | None = None, best: bool = False) -> tuple[Job, int, RunState]:
-    """A run, and the state at its last, best or given checkpoint."""
+    """A run, and the state at its last, best or given checkpoint.
+
+    Raises: ConfigError when both a step and the best are asked for, or there is no such checkpoint.
+    """
+    if best and step is not None:
+        raise ConfigError(f"--best and --checkpoint {step} both choose a checkpoint; leave one of them out")
     run = runs.load(folder)
     job = Job(run)
     if best:
@@ -27,7 +32,7 @@ def evaluate(
 ) -> list[dict]:
     """Play `episodes` fresh episodes per seed, print and append them to RUN/eval_fresh.jsonl; returns the rows."""
     job, step, state = checkpoint(folder, step, best)
-    options.check_evaluation(episodes, envs, seed, job.chosen.eval.tasks)
+    options.check_evaluation(episodes, envs, seed, job.chosen.eval.tasks, prefix="--")
     evaluator = job.evaluator(envs, episodes)
     try:
         rows = job.judge(evaluator, state, step, seed)

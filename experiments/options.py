@@ -55,14 +55,20 @@ class Train:
     name: str = ""  # name of the run folder; default: first digits of the configuration's fingerprint
 
 
-def check_evaluation(episodes: int, envs: int, seed: int, tasks: tuple[int, ...] = ()) -> None:
-    """Raises: ConfigError for numbers that do not fit together."""
-    if episodes < 1 or envs < 1 or episodes % envs:
-        raise ConfigError(f"{episodes} episodes are not a multiple of {envs} simulators; each must play as many")
+def check_evaluation(episodes: int, envs: int, seed: int, tasks: tuple[int, ...] = (), prefix: str = "--eval.") -> None:
+    """Raises: ConfigError for numbers that do not fit together, named by their options, which begin with `prefix`."""
+    for name, value in (("episodes", episodes), ("envs", envs)):
+        if value < 1:
+            raise ConfigError(f"{prefix}{name} {value} must be at least 1")
+    if episodes % envs:
+        raise ConfigError(
+            f"{prefix}episodes {episodes} is not a multiple of {envs} simulators, which play as many each: "
+            f"change it or {prefix}envs {envs}"
+        )
     if tasks and envs % len(tasks):
-        raise ConfigError(f"{envs} simulators cannot be dealt out evenly to {len(tasks)} tasks")
+        raise ConfigError(f"{prefix}envs {envs} must be a multiple of the {len(tasks)} tasks, which share simulators")
     if not 0 <= seed < 2**31:
-        raise ConfigError(f"the evaluation's seed {seed} must lie between 0 and 2^31")
+        raise ConfigError(f"{prefix}seed {seed} must lie between 0 and 2^31")
 
 
 def check(train: Train) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import itertools
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from core.config import ConfigError
-from experiments.results import Curve, Group, Metric, groups, measured
+from experiments.results import Curve, Group, Metric, groups, has, measured
 from experiments.statistics import mean, stratified
 
-COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a")
+COLOURS = [matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["tab20"].colors]
+COLOURS = (*COLOURS[::2], *COLOURS[1::2])  # the dark ones first
+LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "savefig.bbox": "tight", "pdf.fonttype": 42}
 AXIS = {"return": "return", "success": "success rate", "score": "normalised score"}
 PICTURES = (".png", ".pdf", ".svg")
@@ -57,22 +59,29 @@ def curve(
 
     A line is the mean over the seeds that did not fail, as far as all of them have got; its band is the 95 %
     percentile bootstrap interval of that mean over seeds, and there is none of one seed.  The legend counts the seeds.
+    An algorithm has one colour in all panels, its configurations differ in their lines; of a single algorithm they
+    differ in colours.  Tasks that do not have the metric are left out, and named on stderr.
 
     Args:
         out: the picture; its ending is one of PICTURES.
         out_csv: every evaluation that is drawn, one row per step and seed: COLUMNS, and the metric beside them.
         level: name and height of a horizontal line in every panel.
-    Raises: ConfigError when there is nothing to draw; UnknownName for a score that a task does not have.
+    Raises: ConfigError when there is nothing to draw.
     """
     if out.suffix not in PICTURES:
         raise ConfigError(f"the picture {out} must end in {', '.join(PICTURES)}")
-    drawn = [group for group in groups(folders) if _sound(group)]
+    found = [group for group in groups(folders) if _sound(group)]
+    drawn = [group for group in found if has(group.task, metric)]
+    if without := dict.fromkeys(group.task for group in found if not has(group.task, metric)):
+        print(f"left out: {', '.join(without)}, which have no {AXIS[metric]}", file=sys.stderr)
     if not drawn:
-        raise ConfigError(f"no evaluations yet below {', '.join(map(str, folders))}")
+        raise ConfigError(
+            f"no evaluations {'with this metric' if found else 'yet'} below {', '.join(map(str, folders))}"
+        )
     by_task = defaultdict(list)
     for group in drawn:
         by_task[group.task].append(group)
-    colours = dict(zip(dict.fromkeys(g.algo for g in drawn), itertools.cycle(COLOURS), strict=False))
+    algos = list(dict.fromkeys(g.algo for g in drawn))
     with plt.rc_context(STYLE):
         columns = min(len(by_task), 3)
         lines = -(-len(by_task) // columns)
@@ -81,9 +90,11 @@ def curve(
         )
         for axes, (task, members) in zip(panels.flat, by_task.items(), strict=False):
             several = len({g.algo for g in members}) < len(members)
-            for number, group in enumerate(members):
-                colour = COLOURS[number % len(COLOURS)] if several else colours[group.algo]
-                _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, colour)
+            seen = Counter()
+            for group in members:
+                look = _look(algos.index(group.algo), seen[group.algo], len(algos))
+                seen[group.algo] += 1
+                _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, look)
             if level:
                 axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
             _dress(axes, metric, task)
@@ -100,15 +111,26 @@ def _sound(group: Group) -> list[Curve]:
     return [c for c in group.curves.values() if c.rows and not c.failed]
 
 
-def _line(axes: plt.Axes, group: Group, metric: Metric, label: str, colour: str) -> None:
+def _look(algo: int, configuration: int, algos: int) -> dict[str, Any]:
+    """Colour, line and marker of the n-th configuration of an algorithm, one of `algos`, in a panel."""
+    if algos == 1:
+        algo, configuration = configuration, configuration // len(COLOURS)
+    return {
+        "color": COLOURS[algo % len(COLOURS)],
+        "linestyle": LINES[configuration % len(LINES)],
+        "marker": MARKERS[configuration % len(MARKERS)],
+    }
+
+
+def _line(axes: plt.Axes, group: Group, metric: Metric, label: str, look: dict[str, Any]) -> None:
     sound = _sound(group)
     steps, values = _together([([row["step"] for row in c.rows], group.values(c, metric)) for c in sound])
     count = len(sound) if len(sound) == len(group.curves) else f"{len(sound)}/{len(group.curves)}"
     seeds = f"{count} seed{'' if count == 1 else 's'}"
-    axes.plot(steps, values.mean(0), color=colour, linewidth=1.4, label=f"{label} ({seeds})")
+    axes.plot(steps, values.mean(0), **look, markersize=2.5, linewidth=1.4, label=f"{label} ({seeds})")
     if len(sound) > 1:
         low, high = np.transpose([stratified([column], mean) for column in values.T])
-        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def _write(out: Path, drawn: list[Group], metric: Metric) -> None:
@@ -120,6 +142,6 @@ def _write(out: Path, drawn: list[Group], metric: Metric) -> None:
             for one in _sound(group):
                 for row in one.rows:
                     extra = {} if metric in COLUMNS else {metric: measured(group.task, row, metric)}
-                    known = {**row, "algo": group.algo, "task": group.task, "run": one.run.folder.name, **extra}
+                    known = {**row, "algo": group.algo, "task": group.task, "run": one.run, **extra}
                     values = [known[name] for name in columns]
                     writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])

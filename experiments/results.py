@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from core.config import ConfigError
+from core.config import ConfigError, UnknownName
 from core.metrics import read_lines
 from experiments import options, runs
 
@@ -17,14 +18,14 @@ Metric = Literal["return", "success", "score"]
 class Curve(NamedTuple):
     """The evaluations of one seed, in the order of their steps; those after it failed are left out."""
 
-    run: runs.Run
+    run: str  # its name
     rows: list[dict[str, Any]]
     failed: bool  # by its last evaluation
     done: bool  # it has reached the last step, and did not fail
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seeds, names and machinery only."""
+    """Runs that differ in their seeds, names and machinery only; no seed is in two of them."""
 
     algo: str
     task: str
@@ -33,7 +34,7 @@ class Group(NamedTuple):
 
     @property
     def names(self) -> str:
-        return ", ".join(run.folder.name for run in self.members)
+        return ", ".join(dict.fromkeys(curve.run for curve in self.curves.values()))
 
     @property
     def finished(self) -> list[Curve]:
@@ -41,6 +42,19 @@ class Group(NamedTuple):
 
     def values(self, curve: Curve, metric: Metric) -> list[float]:
         return [measured(self.task, row, metric) for row in curve.rows]
+
+
+def has(task: str, metric: Metric) -> bool:
+    """Whether a metric can be computed on a task: a score needs the task's constants."""
+    if metric != "score":
+        return True
+    from envs import scores
+
+    try:
+        scores.reference(task)
+    except UnknownName:
+        return False
+    return True
 
 
 def measured(task: str, row: dict[str, Any], metric: Metric) -> float:
@@ -58,30 +72,50 @@ def measured(task: str, row: dict[str, Any], metric: Metric) -> float:
 def groups(folders: Sequence[Path]) -> list[Group]:
     """All runs in and below the folders, ordered by algorithm, task and name.
 
-    Raises: ConfigError when there is no run, or when a group holds the same seed twice: it would be counted twice.
+    Runs that share a seed are a group each, so that none counts twice.  A run that cannot be read is left out, and
+    named on stderr.
+
+    Raises: ConfigError when there is no run.
     """
     found: dict[tuple, list[runs.Run]] = defaultdict(list)
-    for folder in sorted({run for root in folders for run in runs.find(root)}):
-        run = runs.load(folder)
-        method = options.method(run.algo, run.task, run.train, runs.data_hash(folder))
+    unique = {run.resolve(): run for root in folders for run in runs.find(root)}
+    for folder in sorted(unique.values()):
+        try:
+            run = runs.load(folder)
+            method = options.method(run.algo, run.task, run.train, runs.data_hash(folder))
+        except ConfigError as error:
+            print(f"left out: {folder}: {error}", file=sys.stderr)
+            continue
         found[run.algo, run.task, method, run.train.steps, run.train.eval].append(run)
     if not found:
-        raise ConfigError(f"no runs below {', '.join(map(str, folders))}; a run folder has a config.json")
-    ordered = sorted(found.values(), key=lambda members: (members[0].algo, members[0].task, members[0].folder.name))
-    return [Group(members[0].algo, members[0].task, members, _curves(members)) for members in ordered]
+        where, readable = ", ".join(map(str, folders)), " that can be read" if unique else ""
+        raise ConfigError(f"no runs{readable} below {where}; a run folder has a config.json")
+    split = [part for members in found.values() for part in _apart(members)]
+    ordered = sorted(split, key=lambda members: (members[0].algo, members[0].task, members[0].folder.name))
+    names = Counter(_name(run) for members in ordered for run in members)
+    return [Group(members[0].algo, members[0].task, members, _curves(members, names)) for members in ordered]
 
 
-def _curves(members: list[runs.Run]) -> dict[int, Curve]:
+def _apart(members: list[runs.Run]) -> list[list[runs.Run]]:
+    seeds = [seed for run in members for seed in run.train.seeds]
+    return [members] if len(set(seeds)) == len(seeds) else [[run] for run in members]
+
+
+def _name(run: runs.Run) -> tuple[str, str, str]:
+    return run.algo, run.task, run.folder.name
+
+
+def _curves(members: list[runs.Run], names: Counter[tuple[str, str, str]]) -> dict[int, Curve]:
+    """By seed; a run is called by its folder's name, by all of its path where that is ambiguous."""
     curves: dict[int, Curve] = {}
     for run in members:
+        name = str(run.folder) if names[_name(run)] > 1 else run.folder.name
         rows = defaultdict(list)
         for row in read_lines(run.folder / "eval.jsonl"):
             rows[row["seed"]].append(row)
         for seed in run.train.seeds:
-            if seed in curves:
-                raise ConfigError(f"seed {seed} is in {curves[seed].run.folder} and in {run.folder}: name one of them")
             mine = rows[seed]
             failed = bool(mine) and mine[-1]["failed"]
             done = bool(mine) and not failed and mine[-1]["step"] >= run.train.steps
-            curves[seed] = Curve(run, [row for row in mine if not row["failed"]], failed, done)
+            curves[seed] = Curve(name, [row for row in mine if not row["failed"]], failed, done)
     return curves

@@ -1,7 +1,8 @@
 """Tables of scores over seeds, as Markdown, CSV and LaTeX: one row per algorithm, task and configuration.
 
 Final is a seed's last evaluation, last-k the mean of its last k, best the checkpoint with the highest mean; each is
-named.  A seed that failed or is missing counts: 3/5.  No error and no interval from one seed.
+named.  A seed that failed or is missing counts: 3/5.  No error and no interval from one seed.  Runs of one
+configuration that share a seed have a row each.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from core.config import ConfigError
-from experiments.results import Group, Metric, groups
+from experiments.results import Group, Metric, groups, has
 from experiments.statistics import DRAWS, Summary, mean_se, summary
 
 Format = Literal["markdown", "csv", "latex"]
 
 
 class Row(NamedTuple):
-    """As in table.csv; NaN, or None for a whole number, where there is nothing to say."""
+    """As in table.csv, there with six digits; NaN, or None for a whole number, where there is nothing to say."""
 
     algo: str
     task: str  # or "all n tasks"
     runs: str  # their names
     metric: str
-    seeds: str  # seeds that have a final score / seeds that were started
+    seeds: str  # seeds that have finished / seeds that were started
     steps: int | None  # at the final evaluation
     episodes: int | None  # per seed and evaluation
     final: float
@@ -63,14 +64,16 @@ class _Scores(NamedTuple):
 def rows(folders: Sequence[Path], k: int, metric: Metric) -> list[Row]:
     """One row per group of runs, then one per algorithm over all its tasks where `_aggregates` says so.
 
-    Raises: ConfigError for what `results.groups` refuses; UnknownName for a score that a task does not have.
+    A task that does not have the metric has a row without numbers.
+
+    Raises: ConfigError for what `results.groups` refuses.
     """
     scores = [_scores(group, k, metric) for group in groups(folders)]
     return [_row(one, metric) for one in scores] + _aggregates(scores, metric)
 
 
 def _scores(group: Group, k: int, metric: Metric) -> _Scores:
-    curves = [group.values(curve, metric) for curve in group.finished]
+    curves = [group.values(curve, metric) for curve in group.finished] if has(group.task, metric) else []
     used = min([k, *map(len, curves)])
     return _Scores(group, [c[-1] for c in curves], [float(np.mean(c[-k:])) for c in curves], used)
 
@@ -78,7 +81,7 @@ def _scores(group: Group, k: int, metric: Metric) -> _Scores:
 def _best(group: Group, metric: Metric) -> tuple[float, float, int | None]:
     """Mean, standard error and step of the evaluation with the highest mean over the finished seeds."""
     at = defaultdict(list)
-    for curve in group.finished:
+    for curve in group.finished if has(group.task, metric) else []:
         for row, value in zip(curve.rows, group.values(curve, metric), strict=True):
             at[row["step"]].append(value)
     whole = {step: values for step, values in at.items() if len(values) == len(group.finished)}
@@ -91,7 +94,7 @@ def _best(group: Group, metric: Metric) -> tuple[float, float, int | None]:
 def _row(scores: _Scores, metric: Metric) -> Row:
     group, chosen = scores.group, scores.group.members[0].train
     return Row(
-        group.algo, group.task, group.names, metric, f"{len(scores.final)}/{len(group.curves)}", chosen.steps,
+        group.algo, group.task, group.names, metric, f"{len(group.finished)}/{len(group.curves)}", chosen.steps,
         chosen.eval.episodes, *mean_se(scores.final), *_last(summary([scores.last])), scores.k, *_best(group, metric),
     )  # fmt: skip
 
@@ -102,12 +105,13 @@ def _last(s: Summary) -> tuple[float, ...]:
 
 def _aggregates(scores: list[_Scores], metric: Metric) -> list[Row]:
     """One row per algorithm that has several tasks, each in one configuration and with a finished seed; for metrics
-    that mean the same on every task."""
+    that mean the same on every task, over the tasks that have them."""
     if metric == "return":
         return []
     by_algo: dict[str, list[_Scores]] = defaultdict(list)
     for one in scores:
-        by_algo[one.group.algo].append(one)
+        if has(one.group.task, metric):
+            by_algo[one.group.algo].append(one)
     table = []
     for algo, parts in by_algo.items():
         tasks = {one.group.task for one in parts}
@@ -175,7 +179,7 @@ def _notes(table: list[Row]) -> str:
     metric = {
         "return": "Return: undiscounted.",
         "success": "Success: rate over episodes.",
-        "score": "Score: return normalised as in D4RL, 0 a random policy, 100 an expert.",
+        "score": "Score: return normalised as in D4RL, 0 a random policy, 100 an expert; - without those constants.",
     }[table[0].metric]
     return " ".join([
         metric,
@@ -201,7 +205,7 @@ def csv_text(table: list[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(Row._fields)
-    writer.writerows(table)
+    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in table)
     return out.getvalue().rstrip("\n")
 
 
@@ -209,7 +213,6 @@ _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     **{special: f"\\{special}" for special in "&%$#_{}"},
 }  # fmt: skip
-_LEFT_OUT = ("runs", "episodes")  # of the LaTeX table, which is wide enough without them
 
 
 def escape(text: str) -> str:
@@ -218,15 +221,20 @@ def escape(text: str) -> str:
 
 
 def latex(table: list[Row]) -> str:
-    """A floating table; its preamble needs `\\usepackage{booktabs}`."""
-    columns = {heading: cells for heading, cells in _columns(table).items() if heading not in _LEFT_OUT}
+    """A floating table; its preamble needs `\\usepackage{booktabs}`.
+
+    It is wide, so the runs are named only where an algorithm has several rows of a task, and episodes not at all.
+    """
+    told_apart = len({(r.algo, r.task) for r in table}) == len(table)
+    left_out, texts = (("runs", "episodes"), 2) if told_apart else (("episodes",), 3)
+    columns = {heading: cells for heading, cells in _columns(table).items() if heading not in left_out}
     body = [" & ".join(map(escape, line)) + r" \\" for line in zip(*columns.values(), strict=True)]
     aggregate = [r.aggregate for r in table]
     if any(aggregate):
         body.insert(aggregate.index(True), r"\midrule")
     return "\n".join([
         r"\begin{table}", r"  \centering", rf"  \caption{{{escape(_notes(table))}}}",
-        rf"  \begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}", r"    \toprule",
+        rf"  \begin{{tabular}}{{{'l' * texts}{'r' * (len(columns) - texts)}}}", r"    \toprule",
         f"    {' & '.join(map(escape, columns))} \\\\", r"    \midrule",
         *(f"    {line}" for line in body), r"    \bottomrule", r"  \end{tabular}", r"\end{table}",
     ])  # fmt: skip

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from envs.readers.files import Column, File
+from envs.readers.files import Column, File, many
 from envs.readers.layout import UNIT, Bounds, Read, arrange, assemble
 
 KEYS = ("observations", "actions", "rewards", "terminals")
@@ -111,10 +111,10 @@ def read(file: File, bounds: Bounds = UNIT, limit: int | None = None) -> Read:
     )  # fmt: skip
     left_out = int((terminals & final).sum())
     if left_out:
-        notes.append(f"{left_out} rows end the task and are the last before a time limit or of the file: left out")
+        notes.append(f"left out: {many(left_out, 'row')} at both the task's end and a time limit's or the file's")
     if after is not None:
         notes.append(
-            f"{last.sum()} rows have their successor in 'next_observations' alone: D4RL's conversion drops them"
+            f"{many(last.sum(), 'row')} with the successor in 'next_observations' alone: D4RL's conversion drops such"
         )
     return Read(arrays, [*notes, "no success in the file: 0 everywhere"])
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from core.dataset import DataError
-from envs.readers.files import File, open_file
+from envs.readers.files import File, many, open_file
 from envs.readers.layout import UNIT, Bounds, Read, arrange, assemble
 
 NORMALISATION = "normalization.npz"
@@ -31,8 +31,13 @@ def read(file: File, bounds: Bounds = UNIT) -> Read:
     n = observations.require(rank=(2,)).rows
     lengths = file.column("traj_lengths").vector()
     length = lengths.array().reshape(-1)
-    if length.dtype.kind not in "iu" or length.min() < 1 or sum(length.tolist()) != n:
-        lengths.refuse(f"it must list the rows of each trajectory, {n} in all as in 'states'; it lists {length.sum()}")
+    if length.dtype.kind not in "iu":
+        lengths.refuse(f"it must list whole numbers, the rows of each trajectory; its dtype is {length.dtype}")
+    if (length < 1).any():
+        bad = int(np.argmax(length < 1))
+        lengths.refuse(f"trajectory {bad} has {length[bad]} rows; leave empty ones out, and make no length negative")
+    if (total := sum(length.tolist())) != n:  # Python's integers: NumPy's would wrap around
+        lengths.refuse(f"the trajectories have {many(total, 'row')} in all, but 'states' has {n:,}; they must agree")
     last = np.zeros(n, bool)
     last[np.cumsum(length) - 1] = True
     notes = ["no success in the file: 0 everywhere"]

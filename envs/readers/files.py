@@ -21,7 +21,7 @@ KINDS = {"b": "flags", "i": "numbers", "u": "numbers", "f": "numbers", "S": "tex
 # first bytes -> what such a file is, for those that are no dataset
 OTHERS = {
     b"\x80": "a pickle; nothing is unpickled, because that can run code: write its arrays by numpy.savez",
-    b"\x93NUMPY": "a single array (.npy); a dataset is an npz or HDF5 file with several",
+    b"\x93NUMPY": "a single array (.npy); an npz or HDF5 file with several is needed",
     b"version https://git-lfs": "a pointer of git-lfs, not the file itself: fetch it by `git lfs pull`",
     b"<": "a web page, not a dataset: the download went to an error or login page",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
@@ -29,6 +29,11 @@ OTHERS = {
 
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def many(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class Memory(NamedTuple):
@@ -115,7 +120,7 @@ class Column(NamedTuple):
         if len(self.shape) not in rank or min(self.shape) < 1:
             self.refuse(f"its shape is {self.shape}; expected at least one row of {' or '.join(map(str, rank))} axes")
         if rows is not None and self.rows != rows:
-            self.refuse(f"it has {self.rows} rows where {rows} belong; the arrays of a file must agree")
+            self.refuse(f"it has {many(self.rows, 'row')} where {rows:,} belong; the arrays of a file must agree")
         return self
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.dataset import DataError
 from envs.readers import d4rl, dppo, minari, ogbench
-from envs.readers.files import File
+from envs.readers.files import File, many
 from envs.readers.layout import UNIT, Bounds, Read
 
 OURS = "rheostat"
@@ -45,6 +45,6 @@ def glance(file: File) -> str:
     """A line about a foreign file, from what it declares."""
     kind = recognise(file)
     if kind == "Minari":
-        return f"{kind}  {sum(map(bool, map(minari.EPISODE.fullmatch, file.keys)))} episodes"
+        return f"{kind}  {many(sum(map(bool, map(minari.EPISODE.fullmatch, file.keys))), 'episode')}"
     shape = file.column("states" if kind == "DPPO" else "observations").shape
-    return f"{kind}  {shape[0]} rows of {'x'.join(map(str, shape[1:]))}"
+    return f"{kind}  {many(shape[0], 'row')} of {'x'.join(map(str, shape[1:]))}"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from core.dataset import DataError
-from envs.readers.files import Column, File, damage, hdf5_column, plain
+from envs.readers.files import Column, File, damage, hdf5_column, many, plain
 from envs.readers.layout import UNIT, Bounds, Read, blank, place
 
 EPISODE = re.compile(r"episode_(\d+)")
@@ -31,8 +31,14 @@ def read(file: File, bounds: Bounds = UNIT) -> Read:
     Args: bounds: of the actions, where the file does not say.
     Raises: DataError naming the key and row of what cannot be used.
     """
-    env, said = _metadata(file)
+    env, said, total = _metadata(file)
     numbers = sorted(int(match[1]) for match in map(EPISODE.fullmatch, file.keys) if match)
+    if len(numbers) < total:
+        lost = next(n for n in itertools.count() if n not in set(numbers))
+        raise DataError(
+            f"{file.name}: key 'episode_{lost}' is missing: 'total_episodes' is {total:,}, but the file has "
+            f"{many(len(numbers), 'episode')}. Make or copy it again"
+        )
     with damage(file.name):
         root = file.handle["/"].id
         episodes = [_Episode(file.name, f"episode_{n}", plain(root, f"episode_{n}", file.name)) for n in numbers]
@@ -77,6 +83,21 @@ class _Episode:
             )
         return column
 
+    def steps(self, leaf: str) -> int:
+        """Transitions by most of its arrays, so that the one that disagrees is refused by its name."""
+        return sorted((self.column(leaf).rows - 1, self.column("actions").rows, self.column("rewards").rows))[1]
+
+    def whole(self, steps: int) -> None:
+        """Raises: DataError when a time limit ended it before its last step."""
+        if b"truncations" not in self.group:
+            return
+        column = self.column("truncations")
+        early = np.flatnonzero(column.flags(steps)[:-1])
+        if len(early):
+            column.refuse(
+                f"row {early[0]} ends the episode with {many(steps - 1 - early[0], 'step')} left: split it there"
+            )
+
     def success(self, steps: int) -> bool | None:
         """Whether `infos/success`, of each step and maybe of the reset, was ever set; newer files keep their infos as
         text, which is left alone.
@@ -91,9 +112,9 @@ class _Episode:
 
 
 def _read(episodes: list[_Episode], bounds: Bounds) -> tuple[dict[str, np.ndarray], list[str]]:
-    length = np.array([episode.column("rewards").rows for episode in episodes], np.int64)
     first = episodes[0]
     leaves = first.leaves("observations")
+    length = np.array([episode.steps(leaves[0]) for episode in episodes], np.int64)
     shapes = {key: first.column(key).shape[1:] for key in (*leaves, "actions")}
     pixels = len(leaves) == 1 and len(shapes[leaves[0]]) == 3 and first.column(leaves[0]).dtype == np.uint8
     discrete = first.column("actions").dtype.kind in "iu" and shapes["actions"] == ()
@@ -112,6 +133,7 @@ def _read(episodes: list[_Episode], bounds: Bounds) -> tuple[dict[str, np.ndarra
         actions = episode.shaped("actions", steps, shapes["actions"])
         place(arrays["action"], actions, rows, None if discrete else bounds.scaled, bounded=not discrete)
         place(arrays["reward"], episode.shaped("rewards", steps, ()), rows)
+        episode.whole(steps)
         arrays["terminated"][rows[:-1]] = episode.column("terminations").flags(steps)
         if (success := episode.success(steps)) is not None:
             known, arrays["success"][e] = True, success
@@ -119,8 +141,8 @@ def _read(episodes: list[_Episode], bounds: Bounds) -> tuple[dict[str, np.ndarra
     return arrays, [] if known else ["no success in the file: 0 everywhere"]
 
 
-def _metadata(file: File) -> tuple[str, Bounds | None]:
-    """(Gymnasium's id or "", bounds of the actions or None)."""
+def _metadata(file: File) -> tuple[str, Bounds | None, int]:
+    """(Gymnasium's id or "", bounds of the actions or None, number of episodes or 0 where it is not said)."""
     beside = file.path.parent / "metadata.json"
     with damage(str(beside)):
         found = json.loads(beside.read_text()) if beside.is_file() and beside.stat().st_size < 1 << 24 else {}
@@ -135,10 +157,12 @@ def _metadata(file: File) -> tuple[str, Bounds | None]:
             return {}
         return value if isinstance(value, dict) else {}
 
+    total = found.get("total_episodes", 0)
+    total = int(total) if np.ndim(total) == 0 and np.asarray(total).dtype.kind in "iu" else 0
     env, space = str(part("env_spec").get("id", "")), part("action_space")
     try:
         low, high = (np.asarray(space[end], np.float64) for end in ("low", "high"))
     except (KeyError, TypeError, ValueError):
-        return env, None
+        return env, None, total
     bounded = low.shape == high.shape and np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()
-    return env, Bounds(low, high) if bounded else None
+    return env, Bounds(low, high) if bounded else None, total

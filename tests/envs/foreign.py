@@ -64,13 +64,13 @@ def minari_metadata(path: Path, env: str, low: list[float], high: list[float]) -
     (path.parent / "metadata.json").write_text(json.dumps(text))
 
 
-def ogbench(lengths=(4, 3), seed: int = 0) -> dict[str, np.ndarray]:
+def ogbench(lengths=(4, 3), seed: int = 0, state_dim: int = 3) -> dict[str, np.ndarray]:
     """The compact layout: T + 1 rows for T transitions, the last marked."""
     rng, rows = np.random.default_rng(seed), sum(lengths) + len(lengths)
     terminals = np.zeros(rows, bool)
     terminals[np.cumsum(np.add(lengths, 1)) - 1] = True
     return {
-        "observations": rng.standard_normal((rows, 3)).astype(np.float32),
+        "observations": rng.standard_normal((rows, state_dim)).astype(np.float32),
         "actions": rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
         "terminals": terminals,
         "qpos": rng.standard_normal((rows, 5)),

@@ -105,6 +105,11 @@ def test_refusals(files, tmp_path):
     write(c, 5, task="toy/pointmass")
     with pytest.raises(ConfigError, match="was made on toy/pointmass"):
         mix.mix([parts[0], Part(c, 1)], 10, 0, out, {})
+    nameless = tmp_path / "nameless.npz"
+    write(nameless, 5, task=None)
+    for pair in ([parts[0], Part(nameless, 1)], [Part(nameless, 1), parts[0]]):
+        with pytest.raises(ConfigError, match=r"data convert \S+nameless\.npz --task toy/match --out FILE`"):
+            mix.mix(pair, 10, 0, out, {})
     rows = int((np.random.default_rng(0).integers(3, 8, 5) + 1).sum())
     c.unlink()
     write(c, 5, action=np.zeros((rows, 3), np.float32))

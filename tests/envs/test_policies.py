@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def test_an_array_beyond_memory_is_refused_before_it_is_unpacked(tmp_path):
         file.writestr("b0.npy", foreign.member((2,), body=b"\0" * 8))
     with pytest.raises(ConfigError, match=r"bomb\.npz: it declares [\d,.]+ GB, but [\d,.]+ GB of memory are free"):
         policies.load(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "hdf5", "npy"])
+def test_other_files_are_refused_in_our_own_words(tmp_path, kind):
+    path = tmp_path / "policy.npz"
+    if kind == "hdf5":
+        foreign.hdf5(path, {"model": np.zeros((2, 2))})
+    elif kind == "npy":
+        np.save(tmp_path / "policy.npy", np.array([{}], object))
+        (tmp_path / "policy.npy").rename(path)
+    else:
+        path.write_bytes(pickle.dumps({"w0": 1}))
+    message = {"pickle": "it is a pickle; nothing is unpickled", "hdf5": "no layout", "npy": "a single array"}[kind]
+    with pytest.raises(ConfigError, match=message) as error:
+        policies.load(path)
+    assert "allow_pickle" not in str(error.value)
 
 
 @pytest.mark.skipif(not AGENTS.is_dir(), reason="the published agents are not here")

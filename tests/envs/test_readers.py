@@ -124,7 +124,8 @@ def test_with_next_observations_every_row_is_a_transition(tmp_path, ends):
     np.testing.assert_array_equal(arrays["length"], np.diff(np.flatnonzero([True, *last])))
     dropped = sum(letter in "LB" for letter in ends[:-1]) + 1
     assert card["transitions"] - len(d4rl.qlearning(data)["rewards"]) == dropped
-    assert any(note.startswith(f"{dropped} rows have their successor") for note in card["notes"])
+    rows = "1 row" if dropped == 1 else f"{dropped} rows"
+    assert any(note.startswith(f"{rows} with the successor in") for note in card["notes"])
 
 
 @pytest.mark.skipif(not ROLLOUTS.is_dir(), reason="the rollouts are not here")
@@ -383,7 +384,7 @@ def test_bad_flat_files_are_refused_with_key_and_row(tmp_path, case):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("episode_1/rewards", np.zeros(2), r"key 'episode_1/observations': its shape is \(4, 3\), but \(3, 3\)"),
+        ("episode_1/rewards", np.zeros(2), r"key 'episode_1/rewards': its shape is \(2,\), but \(3,\) belongs"),
         ("episode_1/observations", np.zeros((3, 3)), r"key 'episode_1/observations': its shape is \(3, 3\)"),
         ("episode_1/actions", np.zeros((3, 5)), r"key 'episode_1/actions': its shape is \(3, 5\), but \(3, 2\)"),
         ("episode_1/actions", np.full((3, 2), 1.5), r"key 'episode_1/actions': row 0 is \[1\.5, 1\.5\]"),
@@ -395,6 +396,11 @@ def test_bad_flat_files_are_refused_with_key_and_row(tmp_path, case):
             r"key 'episode_1/rewards': it holds text where numbers belong",
         ),
         ("episode_1/rewards", np.zeros(0), r"key 'episode_1/rewards': its shape is \(0,\); expected at least one row"),
+        (
+            "episode_1/truncations",
+            np.array([0, 1, 0]),
+            r"key 'episode_1/truncations': row 1 ends the.*with 1 step left",
+        ),
         ("episode_1/terminations", np.array([True, False, False]), r"key 'terminated': row 5 ends the task"),
         (
             "episode_1/terminations",
@@ -438,10 +444,11 @@ def test_bad_ogbench_files_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("traj_lengths", np.array([4, 4])), r"key 'traj_lengths': it must list .* 7 in all as in 'states'"),
-        (put("traj_lengths", np.array([7, 0])), r"key 'traj_lengths'"),
-        (put("traj_lengths", np.array([2**63 - 1, 2**63 - 1])), r"key 'traj_lengths'"),
-        (put("traj_lengths", np.array([4.0, 3.0])), r"key 'traj_lengths'"),
+        (put("traj_lengths", np.array([4, 4])), r"key 'traj_lengths': .* 8 rows in all, but 'states' has 7"),
+        (put("traj_lengths", np.array([7, 0])), r"key 'traj_lengths': trajectory 1 has 0 rows"),
+        (put("traj_lengths", np.array([8, -1])), r"key 'traj_lengths': trajectory 1 has -1 rows"),
+        (put("traj_lengths", np.array([2**63 - 1] * 2)), r"have 18,446,744,073,709,551,614 rows in all, but 'states'"),
+        (put("traj_lengths", np.array([4.0, 3.0])), r"key 'traj_lengths': it must list whole.*dtype is float64"),
         (put("terminals", np.arange(7) == 1), r"key 'terminals': row 1 ends the task, but not its trajectory"),
     ],
 )
@@ -613,3 +620,12 @@ def test_the_task_of_a_name(tmp_path):
     assert datasets.read(path, task="mujoco/hopper-v4")[1]["task"] == "mujoco/hopper-v4"
     with pytest.raises(DataError, match=r"was made on mujoco/hopper-v4, not on mujoco/hopper-v5; --data\.any-task"):
         datasets.read(path, task="mujoco/hopper-v5")
+
+
+def test_a_lost_minari_episode_is_missed(tmp_path):
+    path = tmp_path / "main_data.hdf5"
+    foreign.minari(path, (4, 3, 2))
+    with h5py.File(path, "a") as file:
+        del file["episode_1"]
+    with pytest.raises(DataError, match=r"key 'episode_1' is missing: 'total_episodes' is 3, but the file has 2"):
+        datasets.read(path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs import datasets
+from experiments import data as cards
 from experiments.cli import main
 from tests.envs import foreign
 
@@ -15,11 +16,11 @@ from tests.envs import foreign
 def test_describe_shows_the_card_of_every_format(tmp_path, match_file, capsys):
     foreign.hdf5(tmp_path / "hopper_medium-v2.hdf5", foreign.flat("...T...L..", 11, 3))
     foreign.minari(tmp_path / "main_data.hdf5")
-    foreign.npz(tmp_path / "pointmaze-medium-navigate-v0.npz", foreign.ogbench())
+    foreign.npz(tmp_path / "pointmaze-medium-navigate-v0.npz", foreign.ogbench(state_dim=2))
     foreign.npz(tmp_path / "train.npz", foreign.dppo())
     expected = {
         "hopper_medium-v2.hdf5": ("D4RL", "mujoco/hopper-v4", "8 transitions in 3 episodes", "normalised score 0."),
-        "main_data.hdf5": ("Minari", "unknown", "7 transitions in 2 episodes", "1 episodes end their task"),
+        "main_data.hdf5": ("Minari", "unknown", "7 transitions in 2 episodes", "1 episode by the end of the task"),
         "pointmaze-medium-navigate-v0.npz": ("OGBench", "ogbench/pointmaze-medium", "goal-conditioned data"),
         "train.npz": ("DPPO", "unknown", "normalization.npz beside it would undo its scaling"),
         match_file: ("rheostat 1", "toy/match", "400 transitions in 40 episodes"),
@@ -63,7 +64,8 @@ def test_max_steps_for_files_that_do_not_say(tmp_path, capsys):
         (["describe", "no.hdf5", "--out", "x.npz"], "describe takes none"),
         (["describe", "no.hdf5", "--task", "mujoco/hoper-v5"], "unknown task"),
         (["describe", "no.hdf5", "--max-steps", "0"], "must be at least 2"),
-        (["convert", "no.hdf5", "--out", "x.hdf5"], "does not end in .npz"),
+        (["convert", "no.hdf5", "--out", "x.hdf5"], "x.hdf5 does not end in .npz; choose another --out"),
+        (["convert", "no.hdf5", "--out", f"{__file__}/a/x.npz"], "test_data.py is a file, not a folder; choose"),
     ],
 )
 def test_what_is_refused(tmp_path, monkeypatch, capsys, words, message):
@@ -114,3 +116,82 @@ def test_looking_at_data_imports_no_jax(match_file):
         [sys.executable, "-c", program, match_file, "/nowhere"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "task", "message"),
+    [
+        (
+            "set.npz",
+            foreign.flat("..T.L.", 11, 3),
+            "mujoco/halfcheetah-v5",
+            "of shape (11,), but mujoco/halfcheetah-v5",
+        ),
+        ("set.npz", foreign.flat("..T.L.", 11, 2), "mujoco/hopper-v5", "'action': rows of shape (2,)"),
+        ("set.npz", {**foreign.flat("..T.L.", 11), "actions": np.arange(6)}, "mujoco/hopper-v5", "rows of shape ()"),
+        (
+            "set.npz",
+            foreign.ogbench(state_dim=4),
+            "ogbench/pointmaze-medium",
+            "shape (4,), but ogbench/pointmaze-medium",
+        ),
+        (
+            "pointmaze-medium-navigate-v0.npz",
+            foreign.ogbench(state_dim=4),
+            None,
+            "says that it is from ogbench/pointmaze",
+        ),
+    ],
+)
+def test_shapes_must_be_those_of_the_task(tmp_path, capsys, name, data, task, message):
+    path, out = foreign.npz(tmp_path / name, data), tmp_path / "ours.npz"
+    said = ["--task", task] if task else []
+    for words in (["convert", str(path), "--out", str(out)], ["describe", str(path)]):
+        assert main(["data", *words, *said]) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_task_that_is_said_is_on_the_card(tmp_path, capsys):
+    """With its score, and without the note that nothing says it; for a file of ours that does not say it, too."""
+    path, out = foreign.npz(tmp_path / "set.npz", foreign.flat("...T...L..", 11, 3)), tmp_path / "ours.npz"
+    assert main(["data", "convert", str(path), "--out", str(out)]) == 0
+    assert "which task" not in capsys.readouterr().out
+    assert main(["data", "describe", str(path)]) == 0
+    assert "which task" in capsys.readouterr().out
+    for file in (path, out):
+        assert main(["data", "describe", str(file), "--task", "mujoco/hopper-v5"]) == 0
+        said = capsys.readouterr().out
+        assert "task      mujoco/hopper-v5" in said
+        assert "normalised score" in said
+        assert "which task" not in said
+
+
+def test_where_nothing_can_be_written(tmp_path, match_file, capsys):
+    assert main(["data", "convert", match_file, "--out", "/proc/x.npz"]) == 2
+    said = capsys.readouterr().err
+    assert "/proc takes no files: choose another --out" in said
+    assert "Errno" not in said
+    assert main(["data", "convert", match_file, "--out", match_file]) == 2
+    assert "exists; choose another --out, or delete it" in capsys.readouterr().err
+
+
+def test_folders_are_no_datasets(tmp_path, capsys):
+    (tmp_path / "set.npz.parts").mkdir()
+    for folder, message in ((tmp_path, "is a folder without"), (tmp_path / "set.npz.parts", "unfinished collection")):
+        assert main(["data", "describe", str(folder)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_cards_say_nothing_empty(arrays):
+    recipe = {"task": "toy/match", "kind": "", "episodes": 0, "noise": 0.0, "max_steps": 0, "transitions": 100}
+    made = {"recipe": recipe, "players": [{"source": "", "layers": [[3, 11]]}], "commit": "abc", "changed": False}
+    card = {"format": "rheostat 1", "task": "toy/match", "sha256": "0", **made, **datasets.describe(arrays)}
+    said = cards.text("set", {**card, "episodes": 1, "terminated": 1})
+    assert "recipe    task toy/match, noise 0, transitions 100\n" in said
+    assert "players   layers 3x11" in said
+    assert "commit    abc\n" in said
+    assert "changed" not in said
+    assert "in 1 episode\n" in said
+    assert "1 episode by the end" in said
+    assert "commit    abc, with changes" in cards.text("set", {**card, "changed": True})

@@ -2,12 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from algos import td3_bc
-from core.config import ConfigError
+from algos import bc, td3_bc
 from experiments import plots, results, runs, tables
 from experiments.cli import main
 from experiments.options import EvalOptions, Train
@@ -16,10 +16,12 @@ from experiments.statistics import iqm
 STEPS = (10, 20, 30)
 
 
-def made(root, task, scores, name="run", seeds=None, failed=(), algo="td3_bc", alpha=2.5):
+def made(root, task, scores, name="run", seeds=None, failed=(), algo="td3_bc", alpha=2.5, config=None):
     """A run folder: scores[i] are the returns of seed i at STEPS, as far as it got; successes are a tenth of them."""
     seeds = tuple(range(len(scores))) if seeds is None else seeds
-    train = Train(td3_bc.Config(alpha=alpha), eval=EvalOptions(every=10), seeds=seeds, steps=STEPS[-1], epoch=10)
+    train = Train(
+        config or td3_bc.Config(alpha=alpha), eval=EvalOptions(every=10), seeds=seeds, steps=STEPS[-1], epoch=10
+    )
     run = runs.Run(root / algo / task / name, algo, task, train)
     runs.create(run, {"data": {"sha256": "0" * 64}})
     rows = [
@@ -91,9 +93,62 @@ def test_scores_are_normalised_returns(tmp_path, monkeypatch):
     (row,) = tables.rows([tmp_path], 1, "score")
     wanted = [scores.normalised("mujoco/hopper-v4", float(value)) for value in FIVE[:, 2]]
     assert row.final == pytest.approx(np.mean(wanted))
+
+
+def test_a_task_without_constants_has_no_score_and_stops_no_other(tmp_path, capsys):
+    for task in ("toy/match", "mujoco/hopper-v4", "mujoco/ant-v4"):
+        made(tmp_path / "runs", task, FIVE)
+    *_, toy, both = table = tables.rows([tmp_path / "runs"], 1, "score")
+    assert (toy.task, toy.seeds, both.task) == ("toy/match", "5/5", "all 2 tasks")
+    assert "| td3_bc | toy/match | run | 5/5 | 30 | 20 | - | - (k = 1) | - | - | - | - |" in tables.markdown(table)
+    plotted = ["plot", str(tmp_path / "runs"), "--metric", "score", "--out", str(tmp_path / "c.png")]
+    assert main(plotted) == 0
+    assert "left out: toy/match, which have no normalised score" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert {row["task"] for row in rows} == {"mujoco/hopper-v4", "mujoco/ant-v4"}
+    assert main(["plot", str(tmp_path / "runs/td3_bc/toy"), *plotted[2:]]) == 2
+
+
+def test_runs_that_share_a_seed_have_a_row_each(tmp_path):
+    made(tmp_path / "x", "toy/match", FIVE[:2], "a")
+    made(tmp_path / "x", "toy/match", FIVE[1:3], "b", seeds=(1, 2))
+    far = made(tmp_path / "y", "toy/match", FIVE[:2], "a")
+    rows = tables.rows([tmp_path], 1, "return")
+    near = tmp_path / "x/td3_bc/toy/match/a"
+    assert [(row.runs, row.seeds) for row in rows] == [(str(near), "2/2"), (str(far), "2/2"), ("b", "2/2")]
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
     made(tmp_path, "toy/match", FIVE)
-    with pytest.raises(ConfigError, match="toy/match"):
-        tables.rows([tmp_path], 1, "score")
+    monkeypatch.chdir(tmp_path)
+    (row,) = tables.rows([tmp_path, Path("td3_bc")], 1, "return")
+    assert row.seeds == "5/5"
+
+
+def test_a_damaged_run_is_left_out_and_named(tmp_path, capsys):
+    made(tmp_path, "toy/match", FIVE)
+    damaged = made(tmp_path, "toy/bandit", FIVE)
+    (damaged / "config.json").write_text("{")
+    assert main(["tables", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "toy/match" in said.out
+    assert f"left out: {damaged}" in said.err
+    assert main(["tables", str(damaged)]) == 2
+    assert "no runs that can be read" in capsys.readouterr().err
+
+
+def test_csv_has_six_digits(tmp_path):
+    made(tmp_path, "toy/match", [[0.1, 0.2, 0.8999999761581421]])
+    (row,) = csv.DictReader(tables.csv_text(tables.rows([tmp_path], 1, "return")).splitlines())
+    assert (row["final"], row["best"], row["best_step"], row["final_se"]) == ("0.9", "0.9", "30", "nan")
+
+
+def test_latex_tells_configurations_apart(tmp_path):
+    made(tmp_path, "toy/match", FIVE, "a_1")
+    made(tmp_path, "toy/match", FIVE, "b", alpha=1.0)
+    text = tables.tables([tmp_path], 1, "return", None, "latex")
+    assert r"td3\_bc & toy/match & a\_1 & 5/5" in text
+    assert r"\begin{tabular}{lllrr" in text
 
 
 def test_all_formats_say_the_same(tmp_path, capsys):
@@ -160,7 +215,7 @@ def test_the_band_is_the_interval_of_the_mean_and_ends_where_a_seed_does(tmp_pat
     made(tmp_path, "toy/match", [*FIVE[:4].tolist(), [7, 7]])
     (group,) = results.groups([tmp_path])
     figure, axes = plt.subplots()
-    plots._line(axes, group, "return", "mine", "black")
+    plots._line(axes, group, "return", "mine", {"color": "black"})
     (line,), (band,) = axes.lines, axes.collections
     np.testing.assert_array_equal(line.get_xdata(), STEPS[:2])
     np.testing.assert_allclose(line.get_ydata(), [(1 + 2 + 3 + 0 + 7) / 5, (2 + 8 + 6 + 1 + 7) / 5])
@@ -168,6 +223,40 @@ def test_the_band_is_the_interval_of_the_mean_and_ends_where_a_seed_does(tmp_pat
     box = band.get_paths()[0].get_extents()
     assert box.y0 < 2.6 < 4.8 < box.y1
     plt.close(figure)
+
+
+def drawn(monkeypatch, tmp_path):
+    """The figure of all runs below a folder, and what closes it."""
+    import matplotlib.pyplot as plt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", lambda figure: None)
+        plots.curve([tmp_path], tmp_path / "c.png", tmp_path / "c.csv")
+    return plt.gcf(), lambda: plt.close("all")
+
+
+def test_an_algorithm_keeps_its_colour_and_one_evaluation_is_seen(tmp_path, monkeypatch):
+    made(tmp_path, "toy/bandit", FIVE[:1, :1], algo="bc", config=bc.Config())
+    made(tmp_path, "toy/bandit", FIVE, "a")
+    made(tmp_path, "toy/bandit", FIVE, "b", alpha=1.0)
+    made(tmp_path, "toy/match", FIVE, "a")
+    figure, close = drawn(monkeypatch, tmp_path)
+    (cloned, first, second), (alone,) = (axes.lines for axes in figure.axes)
+    assert first.get_color() == second.get_color() == alone.get_color() != cloned.get_color()
+    assert first.get_linestyle() == alone.get_linestyle() != second.get_linestyle()
+    assert len(cloned.get_xdata()) == 1
+    assert cloned.get_marker() == "o"
+    close()
+
+
+def test_the_configurations_of_a_single_algorithm_look_different(tmp_path, monkeypatch):
+    for number in range(6):
+        made(tmp_path, "toy/match", FIVE, f"run{number}", alpha=1.0 + number)
+    figure, close = drawn(monkeypatch, tmp_path)
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 6
+    close()
+    looks = [plots._look(0, number, algos=1) for number in range(25)]
+    assert len({tuple(look.values()) for look in looks}) == 25
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path, capsys):

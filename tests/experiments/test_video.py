@@ -1,7 +1,9 @@
 """`rheostat video`: what is filmed, and how it refuses."""
 
 import contextlib
+import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -101,6 +103,52 @@ def test_refusals(hopper_run, tmp_path, monkeypatch):
     with pytest.raises(RenderError, match="ffmpeg failed"):
         record(hopper_run, tmp_path / "a.mp4", View(size=16))
     assert not list(tmp_path.iterdir())
+
+
+def test_two_ways_to_choose_a_checkpoint_are_refused(hopper_run, capsys):
+    for command in ("eval", "video"):
+        code = main([command, str(hopper_run), "--best", "--checkpoint", "10"])
+        said = capsys.readouterr().err
+        if code == 1:
+            pytest.skip(said)
+        assert code == 2
+        assert "--best and --checkpoint 10 both choose" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--episodes", "5"], "--episodes 5 is not a multiple of 10 simulators, which play as many each: "
+         "change it or --envs 10"),
+        (["--episodes", "0"], "--episodes 0 must be at least 1"),
+        (["--envs", "0"], "--envs 0 must be at least 1"),
+        (["--seed", "-1"], "--seed -1"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_that_cannot_be_names_its_option(hopper_run, capsys, options, said):
+    assert main(["eval", str(hopper_run), *options]) == 2
+    assert f"rheostat: {said}" in capsys.readouterr().err
+
+
+def test_without_a_display_it_says_so_each_time_and_nothing_else(tmp_path):
+    """In a process of its own: MuJoCo takes its backend when it is imported."""
+    program = (
+        "import mujoco\n"
+        "from envs import render\n"
+        "studio = render.Studio(mujoco.MjModel.from_xml_string('<mujoco/>'))\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        studio.frame(None, -1, 16)\n"
+        "    except render.RenderError as error:\n"
+        "        print('refused:', error)\n"
+    )
+    hidden = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], env={**hidden, "MUJOCO_GL": "glx"}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.count("refused: rendering through glx failed") == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_without_a_renderer_it_says_what_to_install(hopper_run, tmp_path, monkeypatch):
