@@ -155,8 +155,9 @@ def host_rollout(act: Act, init_carry, env: HostEnv, length: int, num_policies: 
         for t in range(length):
             out = policy(state, roll.obs, roll.carry, key, t)
             action = np.asarray(out.action)
+            given = action.reshape(env.num_envs, *action.shape[max(len(lead), 1) :])
             # a policy that turned non-finite is the loop's to judge; a simulator must not see it
-            ts = env.step(np.nan_to_num(action.reshape(env.num_envs, *action.shape[max(len(lead), 1) :])))
+            ts = env.step(given if np.isfinite(given).all() else np.nan_to_num(given))
             if lead:
                 ts = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), ts)
             records.append(_record(roll.obs, ActOut(action, (), out.extras), ts))
