@@ -40,6 +40,7 @@ from core.types import (
     Start,
     TimeStep,
     Transition,
+    blank_observation,
 )
 
 
@@ -94,7 +95,7 @@ def begin(algorithm: Algorithm, start: Start, seeds: Sequence[int], env: JaxBatc
     if isinstance(env, JaxBatch):
         state, obs = jax.jit(jax.vmap(env.reset))(jnp.asarray(slots))
     else:
-        obs = jax.tree.map(lambda x: jnp.asarray(x.reshape(*shape, *x.shape[1:])), env.reset(slots.ravel().tolist()))
+        obs = _reset(env, slots.ravel().tolist(), shape)
         state = _snapshot(env, shape)
 
     def blank(_) -> tuple[PyTree, Tally, PyTree]:
@@ -103,6 +104,11 @@ def begin(algorithm: Algorithm, start: Start, seeds: Sequence[int], env: JaxBatc
 
     carry, tally, kept = jax.jit(jax.vmap(blank))(jnp.arange(len(seeds)))
     return run._replace(rollout=Playing(RolloutState(state, obs, carry), tally), replay=kept)
+
+
+def _reset(env: HostEnv, slots: list[int], shape: tuple[int, int]) -> Observation:
+    """Begin episodes by one seed per slot -> [S, B]."""
+    return jax.tree.map(lambda x: jnp.asarray(x.reshape(*shape, *x.shape[1:])), env.reset(slots))
 
 
 def _snapshot(env: HostEnv, shape: tuple[int, int]) -> PyTree:
@@ -127,7 +133,7 @@ def enter(run: RunState, seeds: Sequence[int], env: HostEnv) -> RunState:
         env.restore(np.asarray(at.env).reshape(env.num_envs, -1))
         return run
     slots = [derive(s, int(run.step[i]), 1) for i, seed in enumerate(seeds) for s in slot_seeds(seed, shape[1])]
-    obs = jax.tree.map(lambda x: jnp.asarray(x.reshape(*shape, *x.shape[1:])), env.reset(slots))
+    obs = _reset(env, slots, shape)
     tally = jax.tree.map(jnp.zeros_like, run.rollout.tally)
     kept = jax.jit(jax.vmap(replay.cut))(run.replay) if isinstance(run.replay, Replay) else run.replay
     return run._replace(rollout=Playing(RolloutState((), obs, at.carry), tally), replay=kept)
@@ -249,11 +255,7 @@ class _Still(NamedTuple):
     spec: EnvSpec
 
     def reset(self, key: Key, task: Array) -> tuple[PyTree, Observation]:
-        state, goal = (
-            jnp.zeros(shape, jnp.uint8 if len(shape) == 3 else jnp.float32)
-            for shape in (self.spec.obs_shape, self.spec.goal_shape)
-        )
-        return (), Observation(state, goal, jnp.float32(0), jnp.int32(0))
+        return (), blank_observation(self.spec, xp=jnp)
 
     def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, TimeStep]:
         obs = self.reset(key, 0)[1]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from core.config import ConfigError
 from core.optim import lockstep
 from core.returns import n_step
-from core.types import Array, Data, EnvSpec, Norm, Observation, Replay, Sampler, Transition
+from core.types import Array, Data, EnvSpec, Norm, Replay, Sampler, Transition, blank_observation
 
 
 def ring_steps(num_envs: int, length: int, capacity: int) -> int:
@@ -31,16 +31,10 @@ def empty(spec: EnvSpec, num_envs: int, length: int, capacity: int) -> Replay:
     def zeros(*shape: int, dtype=jnp.float32) -> Array:
         return jnp.zeros((steps * num_envs, *shape), dtype)
 
-    def observation() -> Observation:
-        state, goal = (
-            zeros(*shape, dtype=jnp.uint8 if len(shape) == 3 else jnp.float32)
-            for shape in (spec.obs_shape, spec.goal_shape)
-        )
-        return Observation(state, goal, zeros(), zeros(dtype=jnp.int32))
-
     action = zeros(*spec.action_shape, dtype=jnp.int32 if spec.num_actions else jnp.float32)
     never = zeros(dtype=bool)
-    transition = Transition(observation(), action, zeros(), observation(), never, never)
+    obs, next_obs = (blank_observation(spec, steps * num_envs, xp=jnp) for _ in range(2))
+    transition = Transition(obs, action, zeros(), next_obs, never, never)
     return Replay(transition, jnp.zeros(num_envs, jnp.int32))
 
 

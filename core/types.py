@@ -56,6 +56,15 @@ class Observation(NamedTuple):
     step: Array  # i32[...] steps since the reset
 
 
+def blank_observation(spec: EnvSpec, *lead: int, xp: Any) -> Observation:
+    """Zeros with leading axes `lead`, by NumPy or JAX (`xp`)."""
+    state, goal = (
+        xp.zeros((*lead, *shape), xp.uint8 if len(shape) == 3 else xp.float32)
+        for shape in (spec.obs_shape, spec.goal_shape)
+    )
+    return Observation(state, goal, xp.zeros(lead, xp.float32), xp.zeros(lead, xp.int32))
+
+
 class TimeStep(NamedTuple):
     obs: Observation  # act on this next; already reset where the episode ended
     final_obs: Observation  # true successor of the action, before any reset

@@ -18,7 +18,7 @@ import numpy as np
 
 from core.config import ConfigError
 from core.seeds import derive, slot_seeds
-from core.types import Array, EnvSpec, Observation, TimeStep
+from core.types import Array, EnvSpec, Observation, TimeStep, blank_observation
 from envs.workers import Pool, nameless_file, shared_arrays
 
 
@@ -146,7 +146,7 @@ class Slots:
         self._batch = batch
         self._seeds, self._tasks = np.zeros(count, np.uint64), np.zeros(count, np.int32)
         self._episode = np.zeros(count, np.int64)
-        self._now = _blank_observation(spec, count)
+        self._now = blank_observation(spec, count, xp=np)
 
     def get_spec(self) -> EnvSpec:
         return self.spec
@@ -418,16 +418,6 @@ def from_words(words: Array, *like: Array) -> list[Array]:
     return [np.array(p, order="C").view(x.dtype).reshape(x.shape) for p, x in zip(parts, like, strict=True)]
 
 
-def _blank_observation(spec: EnvSpec, count: int) -> Observation:
-    state_type, goal_type = (np.uint8 if len(s) == 3 else np.float32 for s in (spec.obs_shape, spec.goal_shape))
-    return Observation(
-        np.zeros((count, *spec.obs_shape), state_type),
-        np.zeros((count, *spec.goal_shape), goal_type),
-        np.zeros(count, np.float32),
-        np.zeros(count, np.int32),
-    )
-
-
 def _idle(obs: Observation) -> TimeStep:
     """The TimeStep of slots that do not move; it shares nothing with `obs`, except as its own `obs`."""
     count = len(obs.step)
@@ -439,7 +429,7 @@ def _idle(obs: Observation) -> TimeStep:
 def _exchange(spec: EnvSpec, count: int, file: int) -> Exchange:
     """The arrays of an `Exchange`, over a file that others map too."""
     action, active = np.zeros((count, *spec.action_shape), np.float32), np.zeros(count, bool)
-    blank = Exchange(action, active, _idle(_blank_observation(spec, count)))
+    blank = Exchange(action, active, _idle(blank_observation(spec, count, xp=np)))
     arrays = iter(shared_arrays(file, [(x.shape, x.dtype) for x in _leaves(blank)]))
     return _map(lambda _: next(arrays), blank)
 
