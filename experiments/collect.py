@@ -217,8 +217,8 @@ def of_run(
         raise ConfigError("--replay plays all checkpoints that are kept; leave --checkpoint and --best out")
     job, last, state = checkpoint(folder, step, best)
     seeds, failed = run.train.seeds, np.asarray(state.failed)
-    if seed_index is not None and not 0 <= seed_index < len(seeds):
-        raise ConfigError(f"--seed-index {seed_index}: {folder} has {len(seeds)} seeds, 0 to {len(seeds) - 1}")
+    if seed_index is not None:
+        runs.require_seed(run, seed_index)
     chosen = [i for i in range(len(seeds)) if not failed[i]] if seed_index is None else [seed_index]
     if not chosen or failed[chosen].any():
         raise ConfigError(f"{folder}: seed {seeds[(chosen or [0])[0]]} has failed; choose another run or --seed-index")

@@ -90,6 +90,12 @@ def load(folder: str | Path) -> Run:
         ) from None
 
 
+def require_seed(run: Run, index: int) -> None:
+    """Raises: ConfigError unless the run has a seed of this number, from 0."""
+    if not 0 <= index < (count := len(run.train.seeds)):
+        raise ConfigError(f"--seed-index {index}: {run.folder} has {count} seeds, 0 to {count - 1}")
+
+
 def status(folder: str | Path) -> dict[str, Any]:
     """The last status written, "killed" where its process has gone without a word; {} before the first."""
     path = Path(folder) / "status.json"

@@ -103,8 +103,7 @@ def record(
         pass
     job, step, state = checkpoint(folder, step, best)
     seeds = job.chosen.seeds
-    if not 0 <= seed_index < len(seeds):
-        raise ConfigError(f"--seed-index {seed_index}: {folder} has {len(seeds)} seeds, 0 to {len(seeds) - 1}")
+    runs.require_seed(run, seed_index)
     out = out or Path(folder) / f"video-{step}-seed{seeds[seed_index]}.mp4"
     _check(view, out, job)
     # MJX has no camera; Gymnasium's task of the same name has the same model, observations and actions
