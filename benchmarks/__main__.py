@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from benchmarks.contenders import CORES, HERE, PeerError
-from core import compile_cache
+from core import runtime
 from core.config import ConfigError
 from core.metrics import write_json
 
@@ -34,7 +34,7 @@ def bench(
         quick: a tenth of the work, to see that it runs.
         peers: beside it d3rlpy, EnvPool or SBX, from the environment that `make bench` builds.
     """
-    compile_cache.enable()
+    runtime.configure()
     rows = importlib.import_module(f"benchmarks.{what}").measure(rounds, quick, peers)
     publish(rows, json_out or HERE / "out" / f"{what}.json")
 

@@ -154,23 +154,24 @@ class Slots:
     def reset(self, seeds: list[int], tasks: list[int]) -> Observation:
         self._seeds[:], self._tasks[:], self._episode[:] = seeds, tasks, 0
         self._begin(np.arange(len(seeds)))
-        return _copy(self._now)
+        return self._now
 
     def restart(self, slots: Array) -> Observation:
         self._next_episode(np.flatnonzero(slots))
-        return _copy(self._now)
+        return self._now
 
     def step(self, action: Array, active: Array) -> TimeStep:
         ts, moved = _idle(self._now), np.flatnonzero(active)
         if moved.size:
             final = ts.final_obs
-            state, ts.reward[moved], ts.terminated[moved], ts.success[moved] = self._batch.step(moved, action[moved])
-            final.state[moved], final.reward[moved] = state, ts.reward[moved]
-            final.step[moved] += 1
+            at = index(moved, active.size)
+            final.state[at], ts.reward[at], ts.terminated[at], ts.success[at] = self._batch.step(moved, action[at])
+            final.reward[at] = ts.reward[at]
+            final.step[at] += 1
             np.logical_and(final.step >= self.spec.max_steps, active & ~ts.terminated, out=ts.truncated)
-            self._now = _copy(final)
+            self._now = final
             self._next_episode(np.flatnonzero(ts.terminated | ts.truncated))
-        return ts._replace(obs=_copy(self._now))
+        return ts._replace(obs=self._now)
 
     def render(self, slot: int, size: int) -> Array:
         return self._batch.render(slot, size)
@@ -180,12 +181,13 @@ class Slots:
         return None if words is None else np.concatenate([to_words(*self._kept()), words], axis=1)
 
     def restore(self, words: Array) -> Observation:
+        self._now = _copy(self._now)
         kept = self._kept()
         width = to_words(*kept).shape[1]
         for own, new in zip(kept, from_words(words[:, :width], *kept), strict=True):
             own[:] = new
         self._batch.load(words[:, width:])
-        return _copy(self._now)
+        return self._now
 
     def close(self) -> None:
         self._batch.close()
@@ -201,6 +203,7 @@ class Slots:
     def _begin(self, slots: Array) -> None:
         seeds = [derive(int(self._seeds[slot]), int(self._episode[slot])) for slot in slots]
         state, goal = self._batch.begin(slots, seeds, self._tasks[slots].tolist())
+        self._now = _copy(self._now)  # what was handed out stays as it is
         for now, new in zip(self._now, (state, goal, 0, 0), strict=True):
             now[slots] = new
 
@@ -416,6 +419,11 @@ def from_words(words: Array, *like: Array) -> list[Array]:
     widths = [to_words(x).shape[1] for x in like]
     parts = np.split(words, np.cumsum(widths)[:-1], axis=1)
     return [np.array(p, order="C").view(x.dtype).reshape(x.shape) for p, x in zip(parts, like, strict=True)]
+
+
+def index(slots: Array, count: int) -> Array | slice:
+    """Slots in order as an index of arrays [B, ...]: a slice for all of them, which is several times as fast."""
+    return slots if len(slots) < count else slice(None)
 
 
 def _idle(obs: Observation) -> TimeStep:

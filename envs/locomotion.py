@@ -3,7 +3,7 @@
 The numbers are Gymnasium's: from the same seeds and actions the same observations, rewards and terminations.  One
 model serves all slots, each with its own `MjData`, which keeps the solver's warm start; `mj_step` releases the
 interpreter's lock, so threads step them at the same time; what follows from the new states is computed for all slots
-at once.  Resets are Gymnasium's own code, and every constant that it names is read from its environment object.
+at once.  Every constant that Gymnasium names is read from its environment object.
 Axes: B slots, n of them, S state, A action.
 """
 
@@ -21,14 +21,14 @@ import numpy as np
 from core.config import choose
 from core.types import Array
 from envs import mujoco, render
-from envs.host import Box, Slots, Vector, from_words, require_counts, to_words
+from envs.host import Box, Slots, Vector, from_words, index, require_counts, to_words
 from envs.workers import cores
 
 Read = dict[str, Array]  # fields of MjData, f64[n, size of one]
 
 
 class Robot:
-    """What a Gymnasium class computes after a step; this one for robots that cannot fall, such as HalfCheetah.
+    """What a Gymnasium class computes after a step; this one for robots that cannot fall.
 
     Args: env: Gymnasium's object, for its constants.
         pays_the_fallen: v4's rule, by which the step that ends an episode still earns the reward for health.
@@ -40,6 +40,14 @@ class Robot:
     def __init__(self, env: Any, pays_the_fallen: bool):
         self.env, self._pays_the_fallen = env, pays_the_fallen
         self._forward_weight = getattr(env, "_forward_reward_weight", 1.0)  # Ant-v4 has none
+
+    def start(self, random: np.random.Generator) -> tuple[Array, Array]:
+        """Where an episode begins: qpos f64[Q], qvel f64[V]."""
+        scale, qpos, qvel = self.env._reset_noise_scale, self.env.init_qpos, self.env.init_qvel
+        return qpos + random.uniform(-scale, scale, qpos.size), qvel + self.jolt(random, scale, qvel.size)
+
+    def jolt(self, random: np.random.Generator, scale: float, size: int) -> Array:
+        return random.uniform(-scale, scale, size)
 
     def place(self, read: Read) -> Array:
         """The coordinate whose change is rewarded, f64[n]."""
@@ -56,6 +64,11 @@ class Robot:
     def cost(self, read: Read, action: Array) -> Array:
         # in float32, as Gymnasium's own of a float32 action
         return self.env._ctrl_cost_weight * np.square(action).sum(axis=1)
+
+
+class Jolted(Robot):
+    def jolt(self, random, scale, size):
+        return scale * random.standard_normal(size)
 
 
 class Swimmer(Robot):
@@ -92,7 +105,7 @@ class Hopper(Walker2d):
         return super().healthy(read) & _inside(rest, self.env._healthy_state_range).all(axis=1)
 
 
-class Ant(Legged):
+class Ant(Jolted, Legged):
     hidden = 2
 
     def __init__(self, env, pays_the_fallen):
@@ -162,7 +175,7 @@ def _inside(x: Array, bounds: tuple[float, float]) -> Array:
 
 ROBOTS = {
     "ant": Ant,
-    "halfcheetah": Robot,
+    "halfcheetah": Jolted,
     "hopper": Hopper,
     "humanoid": Humanoid,
     "swimmer": Swimmer,
@@ -248,21 +261,23 @@ class Locomotion:
         self._studio, self._camera = render.Studio(self._model), mujoco.camera(self._env)
 
     def begin(self, slots, seeds, tasks):
-        states = []
         for slot, seed in zip(slots, seeds, strict=True):
-            self._env.data = self._data[slot]
-            states.append(self._env.reset(seed=seed)[0])
-        self._place[slots] = self._robot.place(self._read(slots))
-        return np.stack(states), np.zeros((len(slots), 0))
+            self._engine.mj_resetData(self._model, self._data[slot])
+            qpos, qvel = self._robot.start(np.random.default_rng(seed))
+            self._views["qpos"][slot][:], self._views["qvel"][slot][:] = qpos, qvel
+            self._engine.mj_forward(self._model, self._data[slot])
+        read = self._read(slots)
+        self._place[slots] = self._robot.place(read)
+        return self._robot.observe(read), np.zeros((len(slots), 0))
 
     def step(self, slots, action):
-        action = self._scale(action)
-        self._action[slots] = action
+        action, at = self._scale(action), index(slots, len(self._data))
+        self._action[at] = action
         self._team.share(self._advance, slots.tolist())
         read = self._read(slots)
         place = self._robot.place(read)
-        velocity = (place - self._place[slots]) / self._env.dt
-        self._place[slots] = place
+        velocity = (place - self._place[at]) / self._env.dt
+        self._place[at] = place
         reward, terminated = self._robot.outcome(read, velocity, action)
         return self._robot.observe(read), reward, terminated, 0.0
 

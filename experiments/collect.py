@@ -248,10 +248,10 @@ def _program(folder: Path, explore: bool, spec: EnvSpec) -> tuple[Any, Any]:
     """A run's policy, jitted for the states of all its checkpoints, and its `init_carry`."""
     import jax
 
-    from core import compile_cache
+    from core import runtime
     from core.rollout import remembering
 
-    compile_cache.enable()
+    runtime.configure()
     run = runs.load(folder)
     algorithm = algos.load(run.algo).make(run.train.config, spec)
     acting = remembering(algorithm.act if explore else algorithm.act_eval, algorithm.init_carry)

@@ -29,9 +29,9 @@ examples, on a dataset and by acting:
 
 
 def _jax() -> None:
-    from core import compile_cache
+    from core import runtime
 
-    compile_cache.enable()
+    runtime.configure()
 
 
 def train(args: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import algos
-from core import compile_cache
+from core import runtime
 from core.config import ConfigError
 from core.metrics import write_json
 from envs.collect import Recipe
@@ -63,7 +63,7 @@ def run(algo: str, data: Path, workers: int) -> Path:
 
 def main() -> None:
     began = time.perf_counter()
-    compile_cache.enable()
+    runtime.configure()
     workers = min(cores(), 8)
     shutil.rmtree(OUT, ignore_errors=True)
     data = OUT / "demonstrations.npz"

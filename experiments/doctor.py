@@ -212,10 +212,10 @@ def ffmpeg() -> list[Row]:
 
 def cache() -> list[Row]:
     """JAX's compilation cache."""
-    from core import compile_cache
+    from core import runtime
 
     asked = next((name for name in ("JAX_COMPILATION_CACHE_DIR", "RHEOSTAT_CACHE") if os.environ.get(name)), None)
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or compile_cache.folder())
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or runtime.cache_folder())
     files, size = _contents(folder)
     said = f"{folder}, {files} files, {_bytes(size)}"
     if error := _unwritable(folder):
@@ -241,10 +241,10 @@ def data() -> list[Row]:
 
 
 def disk() -> list[Row]:
-    from core import compile_cache
+    from core import runtime
 
     rows, seen = [], set()
-    for what, folder in (("runs", Path("runs")), ("cache", compile_cache.folder())):
+    for what, folder in (("runs", Path("runs")), ("cache", runtime.cache_folder())):
         place = _existing(folder)
         if place.stat().st_dev in seen:
             continue

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from core import compile_cache
+from core import runtime
 from envs.toys import build
 
-compile_cache.enable()
+runtime.configure()
 
 
 def match_arrays(episodes: int = 40, seed: int = 0) -> dict[str, np.ndarray]:

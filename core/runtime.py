@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache, on by default: a program compiled once on a machine is read back."""
+"""How our processes set JAX up: a persistent compilation cache, and no queue on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 
-def folder() -> Path:
+def cache_folder() -> Path:
     """Below $RHEOSTAT_CACHE or the user's cache folder, one per kind of processor: a cluster's nodes share a home."""
     base = os.environ.get("RHEOSTAT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "rheostat"
     info = Path("/proc/cpuinfo")
@@ -17,11 +17,16 @@ def folder() -> Path:
     return Path(base).expanduser() / "jax" / kind
 
 
-def enable() -> None:
-    """Keep every program, however small: JAX's own thresholds store 1 of 40 of ours."""
+def configure() -> None:
+    """Set JAX's options; before its first computation.
+
+    Every program is kept, however small (JAX's own thresholds store 1 of 40 of ours), and read back the next time.
+    The CPU computes in the thread that asks: a policy's call on 64 observations takes 0.07 instead of 0.11 ms.
+    """
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder()))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
