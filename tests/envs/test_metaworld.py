@@ -1,6 +1,7 @@
 """Meta-World through the adapter: lists, goals, seeds, success and the cameras that hang upside down."""
 
 import functools
+import sys
 
 import numpy as np
 import pytest
@@ -111,6 +112,46 @@ def test_the_expert_succeeds_and_nothing_terminates(reach):
     assert reach.spec.success == "any"
     assert np.min(rewards) >= 0
     assert 9 < np.max(rewards) <= 10
+
+
+def episode(name, seed=5):
+    """States, outcomes and what the fingers held, 120 steps of the scripted policy with noise."""
+    sim, policy, rng = metaworld.build(name), metaworld.expert(name), np.random.default_rng(0)
+    state, _ = sim.reset(seed, 0)
+    states, outcomes, held = [state], [], []
+    for _ in range(120):
+        *outcome, success = sim.step(policy.get_action(states[-1]) + 0.1 * rng.standard_normal(4))
+        states.append(outcome[0])
+        outcomes.append((outcome[1], success))
+        held.append([sim._env.touching_object(geom) for geom in range(sim._env.model.ngeom)])
+    sim.close()
+    return [np.array(x) for x in (states, outcomes, held)]
+
+
+def the_librarys(name, monkeypatch):
+    """The same episode of the library's own class, with SciPy's own rotations."""
+    from metaworld.env_dict import ENV_CLS_MAP
+    from scipy.spatial.transform import Rotation
+
+    module = sys.modules[ENV_CLS_MAP[f"{name}-v3"].__module__]
+    with monkeypatch.context() as patch:
+        patch.setattr(metaworld, "_quick", lambda cls: cls)
+        patch.setattr(module, "Rotation", Rotation, raising=False)
+        return episode(name)
+
+
+@pytest.mark.parametrize("name", ["push", "reach"])
+def test_the_numbers_are_the_librarys(name, monkeypatch):
+    ours = episode(name)
+    assert all(np.array_equal(*pair) for pair in zip(ours, the_librarys(name, monkeypatch), strict=True))
+    assert name == "reach" or set(ours[2].ravel()) == {False, True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", metaworld.tasks())
+def test_the_numbers_are_the_librarys_in_every_task(name, monkeypatch):
+    ours = episode(name)
+    assert all(np.array_equal(*pair) for pair in zip(ours, the_librarys(name, monkeypatch), strict=True))
 
 
 def test_actions_are_clipped(push):
