@@ -48,13 +48,20 @@ def finite(tree: PyTree) -> Array:
     return jnp.array([jnp.isfinite(x).all() for x in floats], bool).all()
 
 
+def guard(run: RunState, algo: PyTree, step: Array) -> RunState:
+    """A seed whose state is no longer finite after an epoch keeps that of its beginning and is marked failed."""
+    failed = run.failed | ~finite(run.algo)
+    algo, step = jax.tree.map(lambda new, old: jnp.where(failed, old, new), (run.algo, run.step), (algo, step))
+    return run._replace(algo=algo, step=step, failed=failed)
+
+
 def epoch(
     algorithm: Algorithm, updates: int, mesh: Mesh | None = None
 ) -> Callable[[RunState, Data], tuple[RunState, Metrics]]:
     """K updates of every seed as one pure function; jit it with the first argument donated.
 
     Args: mesh: when given, batches are spread over its "data" axis.
-    A seed whose state is no longer finite at the end keeps the state of the epoch's beginning and is marked failed.
+    See `guard` for a seed that turns non-finite.
     Returns metrics f32[seeds]: means over the epoch of the updates that reported a number (a delayed update reports
     NaN in between).
     """
@@ -68,11 +75,7 @@ def epoch(
             return run._replace(algo=algo, step=run.step + 1), metrics
 
         after, metrics = jax.lax.scan(update, run, None, updates)
-        failed = run.failed | ~finite(after.algo)
-        algo, step = jax.tree.map(
-            lambda new, old: jnp.where(failed, old, new), (after.algo, after.step), (run.algo, run.step)
-        )
-        return after._replace(algo=algo, step=step, failed=failed), jax.tree.map(jnp.nanmean, metrics)
+        return guard(after, run.algo, run.step), jax.tree.map(jnp.nanmean, metrics)
 
     return over_seeds(one, (0, None))
 

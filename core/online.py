@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -179,7 +180,6 @@ def _learner(algorithm: Algorithm, spec: EnvSpec, plan: Plan, norm: Norm):
     """(RunState of one seed, replay, rollout [T, B]) -> (RunState, metrics): what an iteration learns.
 
     The replay holds the rollout already; it is only read, so that no program copies it.
-    A seed whose state would turn non-finite keeps the last finite one and is marked failed.
     """
 
     def learn(run: RunState, kept: PyTree, t: Transition) -> tuple[RunState, Metrics]:
@@ -200,10 +200,8 @@ def _learner(algorithm: Algorithm, spec: EnvSpec, plan: Plan, norm: Norm):
 
             warm = optim.lockstep(step) > plan.warmup
             algo, metrics = optim.when(warm, train, run.algo) if plan.warmup else train(run.algo)
-        failed = run.failed | ~loop.finite(algo)
-        algo = jax.tree.map(lambda new, old: jnp.where(failed, old, new), algo, run.algo)
-        run = run._replace(algo=algo, step=step, failed=failed)
-        return run._replace(rollout=run.rollout._replace(tally=tally)), {**metrics, **episodes}
+        rollout = run.rollout._replace(tally=tally)
+        return run._replace(algo=algo, step=step, rollout=rollout), {**metrics, **episodes}
 
     return learn
 
@@ -228,6 +226,7 @@ def epoch(
 ) -> Callable[[RunState], tuple[RunState, Metrics]]:
     """An epoch in a jitted environment as one pure function; jit it with its argument donated.
 
+    See `loop.guard` for a seed that turns non-finite.
     Returns metrics f32[S]: means over the epoch of the iterations that reported a number.
     Raises: ConfigError, see `check`.
     """
@@ -243,8 +242,8 @@ def epoch(
             run, metrics = learn(run._replace(rollout=run.rollout._replace(at=at), replay=()), kept, t)
             return run._replace(replay=kept), metrics
 
-        run, metrics = jax.lax.scan(iteration, run, None, iterations)
-        return run, jax.tree.map(jnp.nanmean, metrics)
+        after, metrics = jax.lax.scan(iteration, run, None, iterations)
+        return loop.guard(after, run.algo, run.step), jax.tree.map(jnp.nanmean, metrics)
 
     return over_seeds(one, (0,))
 
@@ -307,12 +306,13 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
     # two programs: in one, XLA would copy the replay that it writes and reads
     keep = jax.jit(over_seeds(_keeper(algorithm), (0, 0)), donate_argnums=0)
     learn = jax.jit(over_seeds(_learner(algorithm, env.spec, plan, norm), (0, 0, 0)), donate_argnums=0)
+    copied, guard = jax.jit(partial(jax.tree.map, jnp.copy)), jax.jit(jax.vmap(loop.guard), donate_argnums=0)
     t = _like_a_rollout(policy, algorithm, run, env.spec, plan)
     keep = keep.lower(run.replay, t).compile()
     learn = learn.lower(run._replace(rollout=run.rollout._replace(at=()), replay=()), run.replay, t).compile()
 
     def epoch(run: RunState) -> tuple[RunState, Metrics]:
-        at, kept, reports = run.rollout.at, run.replay, []
+        at, kept, reports, began = run.rollout.at, run.replay, [], copied((run.algo, run.step))
         run = run._replace(rollout=run.rollout._replace(at=()), replay=())
         for _ in range(iterations):
             warming = np.asarray(run.step) < plan.warmup
@@ -321,6 +321,7 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
             run, metrics = learn(run, kept, t)
             reports.append(metrics)
         at = jax.tree.map(jnp.asarray, at._replace(env=_snapshot(env, shape)))
+        run = guard(run, *began)
         run = run._replace(rollout=run.rollout._replace(at=at), replay=kept)
         return run, jax.tree.map(lambda *x: jnp.nanmean(np.stack(x), axis=0), *reports)
 
