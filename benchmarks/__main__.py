@@ -34,7 +34,7 @@ def bench(
         quick: a tenth of the work, to see that it runs.
         peers: beside it d3rlpy, EnvPool or SBX, from the environment that `make bench` builds.
     """
-    runtime.configure()
+    runtime.configure(acting=what == "rollout")
     rows = importlib.import_module(f"benchmarks.{what}").measure(rounds, quick, peers)
     publish(rows, json_out or HERE / "out" / f"{what}.json")
 

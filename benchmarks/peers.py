@@ -57,7 +57,7 @@ class Policy:
     def __init__(self, states: int, actions: int):
         import jax
 
-        jax.config.update("jax_cpu_enable_async_dispatch", False)  # as ours: a third of the call's time less
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # as core.runtime has it for what only acts
         self._layers = jax.device_put(weights(states, actions))
         self._key, self._calls = jax.random.key(0), 0
         self._act = jax.jit(lambda layers, state, key, t: action(layers, state, jax.random.fold_in(key, t)))

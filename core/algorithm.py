@@ -44,9 +44,14 @@ class Algorithm(NamedTuple):
     explores: bool = False  # `act` explores: without a dataset it learns online, from a replay
 
     @property
+    def on_policy(self) -> bool:
+        """Whether it learns from whole rollouts of its own."""
+        return self.sample is None
+
+    @property
     def online(self) -> bool:
         """Whether it can learn by acting."""
-        return self.sample is None or self.explores
+        return self.on_policy or self.explores
 
 
 def require(spec: EnvSpec, name: str, goal=False, discrete=False, pixels=False, chunk=False) -> None:

@@ -80,9 +80,9 @@ def check(algorithm: Algorithm, plan: Plan, spec: EnvSpec) -> None:
         raise ConfigError("this algorithm learns from a dataset: it does not explore")
     if min(plan.num_envs, plan.length, plan.updates) < 1 or plan.warmup < 0:
         raise ConfigError(f"an iteration needs environments, steps and updates, and a warm-up of 0 or more: {plan}")
-    if algorithm.sample is None and (plan.warmup or plan.updates > 1):
+    if algorithm.on_policy and (plan.warmup or plan.updates > 1):
         raise ConfigError(f"on-policy: it learns once from each rollout, of its own actions; not with {plan}")
-    if algorithm.sample is not None:
+    if not algorithm.on_policy:
         replay.ring_steps(plan.num_envs, plan.length, plan.capacity)
 
 
@@ -100,7 +100,7 @@ def begin(algorithm: Algorithm, start: Start, seeds: Sequence[int], env: JaxBatc
         state = _snapshot(env, shape)
 
     def blank(_) -> tuple[PyTree, Tally, PyTree]:
-        kept = () if algorithm.sample is None else replay.empty(spec, plan.num_envs, plan.length, plan.capacity)
+        kept = () if algorithm.on_policy else replay.empty(spec, plan.num_envs, plan.length, plan.capacity)
         return algorithm.init_carry(plan.num_envs), Tally(*jnp.zeros((2, plan.num_envs))), kept
 
     carry, tally, kept = jax.jit(jax.vmap(blank))(jnp.arange(len(seeds)))
@@ -185,7 +185,7 @@ def _learner(algorithm: Algorithm, spec: EnvSpec, plan: Plan, norm: Norm):
     def learn(run: RunState, kept: PyTree, t: Transition) -> tuple[RunState, Metrics]:
         key, step = jax.random.fold_in(run.key, run.step), run.step + plan.steps
         tally, episodes = _count(spec, run.rollout.tally, t)
-        if algorithm.sample is None:
+        if algorithm.on_policy:
             algo, metrics = algorithm.update(run.algo, t, streams(key, "update").update)
         else:
             data = replay.view(kept, norm)
@@ -208,7 +208,7 @@ def _learner(algorithm: Algorithm, spec: EnvSpec, plan: Plan, norm: Norm):
 
 def _keeper(algorithm: Algorithm) -> Callable[[PyTree, Transition], PyTree]:
     """What becomes of the replay, () on-policy, when a rollout has been made."""
-    return (lambda kept, t: kept) if algorithm.sample is None else replay.add
+    return (lambda kept, t: kept) if algorithm.on_policy else replay.add
 
 
 def _iterations(plan: Plan, steps: int) -> int:

@@ -23,6 +23,7 @@ from envs import collect as maker
 from envs import mix as mixing
 from envs import policies, registry
 from envs.collect import Recipe, Source
+from envs.readers.files import many
 from envs.workers import cores
 from experiments import runs
 from experiments.runs import Stopped
@@ -151,7 +152,7 @@ def command(recipe: Recipe, asked: Asked, out: Path | None, workers: int) -> dic
 
 def _summary(out: Path, card: dict[str, Any]) -> str:
     return (
-        f"{out}: {card['episodes']} episodes, {card['transitions']:,} transitions, "
+        f"{out}: {many(card['episodes'], 'episode')}, {many(card['transitions'], 'transition')}, "
         f"return {card['return']['mean']:.1f} ({card['return']['min']:.1f} to {card['return']['max']:.1f}), "
         f"success {card['success']:.2f}"
     )
@@ -251,7 +252,7 @@ def _program(folder: Path, explore: bool, spec: EnvSpec) -> tuple[Any, Any]:
     from core import runtime
     from core.rollout import remembering
 
-    runtime.configure()
+    runtime.configure(acting=True)
     run = runs.load(folder)
     algorithm = algos.load(run.algo).make(run.train.config, spec)
     acting = remembering(algorithm.act if explore else algorithm.act_eval, algorithm.init_carry)

@@ -28,10 +28,10 @@ examples, on a dataset and by acting:
 """
 
 
-def _jax() -> None:
+def _jax(acting: bool = False) -> None:
     from core import runtime
 
-    runtime.configure()
+    runtime.configure(acting)
 
 
 def train(args: list[str]) -> None:
@@ -97,7 +97,7 @@ def evaluate(
         checkpoint: judge the one at this step; default the last.
         best: judge the checkpoint with the best score in training.
     """
-    _jax()
+    _jax(acting=True)
     from experiments.evaluate import evaluate
 
     evaluate(run, episodes, envs, seed, checkpoint, best)
@@ -269,7 +269,7 @@ def video(
         every: steps of the environment per frame.
         fps: frames per second.
     """
-    _jax()
+    _jax(acting=True)
     from experiments.video import View, record, told
 
     print(told(record(run, out, View(episodes, seed, task, size, every, fps), checkpoint, best, seed_index)))

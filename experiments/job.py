@@ -57,7 +57,7 @@ class Job:
         if (self.chosen.config.state_norm, self.chosen.config.action_norm) != ("none", "none"):
             raise ConfigError("state_norm and action_norm are statistics of a dataset; without one leave them at none")
         updates = chosen.utd * chosen.envs * chosen.length
-        on_policy = self.algorithm.sample is None
+        on_policy = self.algorithm.on_policy
         if not on_policy and (updates < 0.5 or not math.isclose(updates, round(updates), rel_tol=1e-6)):
             raise ConfigError(
                 f"--online.utd {chosen.utd} times {chosen.envs} environments times {chosen.length} steps must be a "
@@ -91,7 +91,7 @@ class Job:
             online.trace(self.algorithm, self.start, self.chosen.seeds, self.spec, self.plan)
             num = self.plan.num_envs * (1 if self.jitted else len(self.chosen.seeds))
             self.world = envs.make(self.run.task, num, self.chosen.env)
-        elif self.algorithm.sample is None:
+        elif self.algorithm.on_policy:
             raise ConfigError(f"{self.run.algo} is on-policy: it learns from what it does, leave out --data.path")
         else:
             self._read()
@@ -99,7 +99,7 @@ class Job:
     def _admit_replay(self) -> None:
         """Raises: ConfigError for a replay that the memory cannot hold."""
         plan, seeds = self.plan, len(self.chosen.seeds)
-        if self.algorithm.sample is None:
+        if self.algorithm.on_policy:
             return
         kept = jax.eval_shape(lambda: replay.empty(self.spec, plan.num_envs, plan.length, plan.capacity))
         size = seeds * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))

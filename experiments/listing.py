@@ -10,7 +10,7 @@ import envs
 from core.config import ConfigError
 from core.dataset import DataError
 from envs.readers import dppo, formats, published
-from envs.readers.files import open_file
+from envs.readers.files import many, open_file
 from experiments import runs
 
 
@@ -43,7 +43,7 @@ def _dataset(path: Path) -> str:
                 return formats.glance(file)
             card = json.loads(file.text("card"))
         return (
-            f"{card['task']}  {card['episodes']} episodes  {card['transitions']} transitions  "
+            f"{card['task']}  {many(card['episodes'], 'episode')}  {many(card['transitions'], 'transition')}  "
             f"return {card['return']['mean']:.1f}  success {card['success']:.2f}"
         )
     except (DataError, ValueError, KeyError, TypeError) as error:

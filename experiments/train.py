@@ -99,7 +99,8 @@ def _resume(folder: str | Path, step: int | None, steps: int | None, data: str |
     step = step or 0  # stopped before its first checkpoint: it begins anew
     if step > chosen.steps:
         raise ConfigError(f"{run.folder} is at step {step} already, beyond --steps {chosen.steps}")
-    if step == chosen.steps and _evaluated(run.folder, step, chosen.seeds):
+    lost = state is not None and np.asarray(state.failed).all()  # training says so
+    if step == chosen.steps and not lost and _evaluated(run.folder, step, chosen.seeds):
         raise ConfigError(
             f"{run.folder} is done: {step} of {chosen.steps} steps. To train longer: "
             f"rheostat resume {run.folder} --steps {2 * step}"
