@@ -14,7 +14,10 @@ from envs import datasets, registry, scores
 from envs.readers import formats
 from envs.readers.files import many
 
-SAID = ("transitions", "episodes", "action_range", "terminated", "notes", "parents", "commit", "changed")  # elsewhere
+SAID = (  # elsewhere
+    *("transitions", "episodes", "action_range", "terminated"),
+    *("notes", "players", "parents", "commit", "changed"),
+)
 EMPTY = (None, "", [], {})
 UNSET = ("episodes", "transitions", "max_steps")  # fields of a recipe that 0 leaves open
 
@@ -101,6 +104,7 @@ def text(name: str, card: dict[str, Any]) -> str:
         lines["commit"] = card["commit"] + (", with changes" if card.get("changed") else "")
     lines |= {key: _short(value) for key, value in card.items() if key not in (*lines, *SAID) and value not in EMPTY}
     shown = [f"  {key:<9} {value}" for key, value in lines.items()]
+    shown += [f"  player    {_short(player)}" for player in card.get("players", [])]
     shown += [f"  parent    {_parent(parent)}" for parent in card.get("parents", [])]
     return "\n".join([name, *shown, *(f"  note      {note}" for note in card.get("notes", []))])
 

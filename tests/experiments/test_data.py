@@ -189,7 +189,7 @@ def test_cards_say_nothing_empty(arrays):
     card = {"format": "rheostat 1", "task": "toy/match", "sha256": "0", **made, **datasets.describe(arrays)}
     said = cards.text("set", {**card, "episodes": 1, "terminated": 1})
     assert "recipe    task toy/match, noise 0, transitions 100\n" in said
-    assert "players   layers 3x11" in said
+    assert "player    layers 3x11" in said
     assert "commit    abc\n" in said
     assert "changed" not in said
     assert "in 1 episode\n" in said
