@@ -105,7 +105,7 @@ def locomotion(task: str, rounds: int, quick: bool, with_peers: bool) -> list[di
 
 
 def processes(task: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """Rows of a task that steps in Python: ours with as many workers as cores, beside the library's own."""
+    """Rows of a task that steps in Python: ours with as many processes as cores, beside the library's own."""
     name, steps = SLOW[task]
     steps = max(steps // 10, 5) if quick else steps
     with ExitStack() as stack:
@@ -115,7 +115,7 @@ def processes(task: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
             "SyncVectorEnv": sync(num_envs=FEW),
             "independent": at_once([sync(num_envs=FEW // CORES or 1) for _ in range(CORES)]),
             "inside": peer("inside", name=name, steps=FEW * steps // 4),
-            "ours": ours(task, FEW, steps, Options(workers=CORES), stack),
+            "ours": ours(task, FEW, steps, Options(workers=CORES - 1), stack),
         }
         seen = interleaved(contenders, rounds)
     physics, whole = 1e6 * np.median(seen["inside"], axis=0)
@@ -123,7 +123,7 @@ def processes(task: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
     return [
         row(f"{task}: SyncVectorEnv, {FEW}", seen.median("SyncVectorEnv"), "transitions/s"),
         row(f"{task}: {CORES} of them at once", seen.median("independent"), "transitions/s", "the limit"),
-        row(f"{task}: ours", seen.median("ours"), "transitions/s", f"{FEW} environments, {CORES} workers"),
+        row(f"{task}: ours", seen.median("ours"), "transitions/s", f"{FEW} environments, {CORES} processes"),
         row(f"{task}: ours beside SyncVectorEnv", seen.ratio("ours", "SyncVectorEnv"), "x", ROUNDED),
         row(f"{task}: ours of the limit", 100 * seen.ratio("ours", "independent"), "%", "the rest is transport, waits"),
         row(f"{task}: a step inside `mj_step`", 100 * physics / whole, "%", where),

@@ -9,6 +9,7 @@ float32), `Split` spreads slots over worker processes, and `Vector` checks what 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -217,7 +218,7 @@ class Exchange(NamedTuple):
 
 
 class SharedSlots:
-    """The worker's side of `Split`: slots whose arrays are rows of an `Exchange`."""
+    """A part of `Split`, in a worker or in the owner's process: slots whose arrays are rows of an `Exchange`."""
 
     def __init__(self, factory: Callable[[], Sim], rows: tuple[int, int], max_steps: int, file: int):
         self._rows, self._file = slice(*rows), file
@@ -225,9 +226,12 @@ class SharedSlots:
         self.get_spec, self.render, self.close = self._slots.get_spec, self._slots.render, self._slots.close
 
     def attach(self, count: int) -> None:
-        """Find the rows, once the owner has made the file as large as they need."""
-        self._mine = _map(lambda x: x[self._rows], _exchange(self._slots.spec, count, self._file))
+        """In a worker: find the rows, once the owner has made the file as large as they need."""
+        self.share(_exchange(self._slots.spec, count, self._file))
         os.close(self._file)
+
+    def share(self, exchange: Exchange) -> None:
+        self._mine = _map(lambda x: x[self._rows], exchange)
 
     def reset(self, seeds: list[int], tasks: list[int]) -> None:
         _write(self._mine.ts.obs, self._slots.reset(seeds, tasks))
@@ -240,51 +244,68 @@ class SharedSlots:
 
 
 class Split:
-    """Slots spread over worker processes.  Arrays go through memory that all of them map; it has no name anywhere,
-    so that nothing can be left behind, however a process ends.  Pipes carry who does what.
+    """Slots spread over worker processes and this one, which has the last and smallest part: a core that waits is lost.
 
-    Raises: WorkerError when a worker fails or dies; then all are ended.
+    Arrays go through memory that all of them map; it has no name anywhere, so that nothing can be left behind, however
+    a process ends.  Pipes carry who does what.
+    Raises: WorkerError when a worker fails or dies, and what a sim in this process raises; then all are ended.
     """
 
     def __init__(self, factory: Callable[[], Sim], count: int, workers: int, max_steps: int):
-        counts = [len(part) for part in np.array_split(range(count), min(workers, count))]
-        self._edges = np.cumsum([0, *counts]).tolist()
-        rows = list(zip(self._edges[:-1], self._edges[1:], strict=True))
+        edges = np.cumsum([0, *map(len, np.array_split(range(count), workers + 1))]).tolist()
+        *theirs, self._mine = itertools.pairwise(edges)
+        self._theirs = [(a, b) for a, b in theirs if a < b]
         file = nameless_file()
         try:
-            self._pool = Pool([functools.partial(SharedSlots, factory, r, max_steps, file) for r in rows], (file,))
+            part = functools.partial(SharedSlots, factory, max_steps=max_steps, file=file)
+            self._pool = Pool([functools.partial(part, rows=rows) for rows in self._theirs], (file,))
             self.spec: EnvSpec = self._pool.call_one(0, "get_spec")
             self._shared = _exchange(self.spec, count, file)
-            self._pool.call("attach", [(count,)] * len(rows))
+            self._pool.call("attach", [(count,)] * len(self._theirs))
+            self._own = part(rows=self._mine) if self._mine[0] < count else None
         finally:
             os.close(file)
+        if self._own:
+            self._own.share(self._shared)
         self.pids = self._pool.pids
 
     def reset(self, seeds: list[int], tasks: list[int]) -> Observation:
-        edges = zip(self._edges[:-1], self._edges[1:], strict=True)
-        self._pool.call("reset", [(seeds[a:b], tasks[a:b]) for a, b in edges])
+        self._together("reset", lambda a, b: (seeds[a:b], tasks[a:b]))
         return _copy(self._shared.ts.obs)
 
     def restart(self, slots: Array) -> Observation:
         self._shared.active[:] = slots
-        self._pool.call("restart", [()] * len(self.pids))
+        self._together("restart")
         return _copy(self._shared.ts.obs)
 
     def step(self, action: Array, active: Array) -> TimeStep:
         self._shared.action[:], self._shared.active[:] = action, active
-        self._pool.call("step", [()] * len(self.pids))
+        self._together("step")
         return _copy(self._shared.ts)
 
     def render(self, slot: int, size: int) -> Array:
-        worker = int(np.searchsorted(self._edges, slot, side="right")) - 1
-        return self._pool.call_one(worker, "render", slot - self._edges[worker], size)
+        if slot >= self._mine[0]:
+            return self._own.render(slot - self._mine[0], size)
+        worker = next(i for i, (_, end) in enumerate(self._theirs) if slot < end)
+        return self._pool.call_one(worker, "render", slot - self._theirs[worker][0], size)
 
     def snapshot(self) -> None:
         return None
 
     def close(self) -> None:
         self._pool.close()
-        self._shared = None  # the last view of the memory, so that it is given back
+        if self._own:
+            self._own.close()
+        self._shared = self._own = None  # the last views of the memory, so that it is given back
+
+    def _together(self, method: str, arguments: Callable[[int, int], tuple] = lambda a, b: ()) -> None:
+        """Args: arguments: of each part, by its first row and the one behind its last."""
+
+        def own() -> None:
+            if self._own:
+                getattr(self._own, method)(*arguments(*self._mine))
+
+        self._pool.call(method, [arguments(*rows) for rows in self._theirs], own)
 
 
 class Vector:
@@ -383,7 +404,7 @@ class HostVector(Vector):
     """B sims as a `core.env.HostEnv`; the results do not depend on the number of workers.
 
     Args: factory: makes one sim; picklable when workers > 0.
-        workers: processes that share the slots; 0 steps them in this one.
+        workers: processes beside this one, with which it shares the slots; 0: none.
         max_steps: a shorter time limit than the task's own, 0 keeps that.
     Raises: WorkerError when a worker fails or dies; then all are ended.
     """

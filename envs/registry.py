@@ -34,7 +34,7 @@ class Options:
     end_at_success: bool = False  # terminate the episode where the task's goal holds (for training)
     max_steps: int = 0  # shorter time limit than the task's own; 0 keeps it
     pixels: int = 0  # side of square uint8 images instead of states; 0 for states
-    workers: int = 0  # processes that step host environments; 0 steps them in this one
+    workers: int = 0  # processes that step host environments beside this one
     threads: int = 0  # threads that step MuJoCo locomotion, which alone has them; 0: as many as there are cores
     host: bool = False  # a jitted environment behind the host protocol
 

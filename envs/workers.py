@@ -68,9 +68,12 @@ class Pool:
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
-    def call(self, method: str, arguments: Sequence[tuple]) -> list[Any]:
-        """`object.method(*arguments[i])` in worker i, at the same time; the workers beyond the last one rest."""
-        return self._exchange(range(len(arguments)), [(method, args) for args in arguments])
+    def call(self, method: str, arguments: Sequence[tuple], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
+        """`object.method(*arguments[i])` in worker i, and `meanwhile` here, all at the same time.
+
+        The workers beyond the last argument rest.  All are ended when `meanwhile` raises.
+        """
+        return self._exchange(range(len(arguments)), [(method, args) for args in arguments], meanwhile)
 
     def call_one(self, index: int, method: str, *args: Any) -> Any:
         return self._exchange([index], [(method, args)])[0]
@@ -108,10 +111,13 @@ class Pool:
             files = (theirs.fileno(), *self._files)
             self._processes.append(subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL, env=env))
 
-    def _exchange(self, indices: Sequence[int], messages: Sequence[Any]) -> list[Any]:
+    def _exchange(
+        self, indices: Sequence[int], messages: Sequence[Any], meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Any]:
         try:
             for index, message in zip(indices, messages, strict=True):
                 self._send(index, message)
+            meanwhile()
             replies = [self._receive(index) for index in indices]
         except BaseException:
             self.close()  # replies may be outstanding: the conversation cannot go on

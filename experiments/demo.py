@@ -48,13 +48,13 @@ def judged(folder: Path) -> dict:
     return {"mean": float(scores.mean()), "low": low, "high": high, "episodes": scores.size}
 
 
-def run(algo: str, data: Path, workers: int) -> Path:
+def run(algo: str, data: Path, processes: int) -> Path:
     every = UPDATES // EVALUATIONS
     chosen = Train(
         config=algos.load(algo).Config(),
         data=DataOptions(str(data)),
         # only success is asked for, so an episode may end there
-        env=Options(end_at_success=True, workers=workers),
+        env=Options(end_at_success=True, workers=processes - 1),
         eval=EvalOptions(every=every, episodes=10, envs=5),
         seeds=SEEDS, steps=UPDATES, epoch=EPOCH, save_every=every, out=str(OUT), name="demo",
     )  # fmt: skip
@@ -64,19 +64,19 @@ def run(algo: str, data: Path, workers: int) -> Path:
 def main() -> None:
     began = time.perf_counter()
     runtime.configure()
-    workers = min(cores(), 8)
+    processes = min(cores(), 8)
     shutil.rmtree(OUT, ignore_errors=True)
     data = OUT / "demonstrations.npz"
     print("\n1. Demonstrations by the scripted expert, with noise on its actions", flush=True)
-    card = collect(RECIPE, data, workers)
+    card = collect(RECIPE, data, processes)
     low, high = wilson(card["success"] * card["episodes"], card["episodes"])
     before = {"mean": card["success"], "low": low, "high": high, "episodes": card["episodes"]}
     if not 0.3 <= card["success"] <= 0.7:
         raise ConfigError(f"the demonstrations succeed in {card['success']:.0%}, outside 30 to 70 %: change the noise")
     print("\n2. Behaviour cloning on them", flush=True)
-    bc = run("bc", data, workers)
+    bc = run("bc", data, processes)
     print("\n3. TD3+BC on them, with the same budget", flush=True)
-    td3_bc = run("td3_bc", data, workers)
+    td3_bc = run("td3_bc", data, processes)
     print(f"\n4. Fresh episodes: {FRESH} for each of {len(SEEDS)} seeds", flush=True)
     labels = {"before": "demonstrations", "bc": "behaviour cloning", "after": "TD3+BC"}
     scores = {"before": before}

@@ -309,6 +309,16 @@ def test_a_workers_exception_shows_its_traceback():
         env.step(act([0, 0], [0, 0]))
 
 
+def test_the_owners_part_fails_as_itself_and_ends_the_workers():
+    env = HostVector(CountingSim, 2, workers=1)
+    env.reset(0)
+    with pytest.raises(ArithmeticError, match="the simulator diverged"):
+        env.step(act([0, 0], [-1, 0]))
+    assert all(map(gone, env.worker_pids))
+    with pytest.raises(WorkerError, match="closed"):
+        env.step(act([0, 0], [0, 0]))
+
+
 def test_a_factory_that_fails_shows_its_traceback():
     with pytest.raises(WorkerError, match="ZeroDivisionError: no such simulator"):
         HostVector(functools.partial(CountingSim, broken=True), 2, workers=2)
@@ -376,7 +386,7 @@ def test_shared_memory_goes_with_its_vector():
         env.reset(0)
     closed.close()
     with pytest.raises(WorkerError, match="diverged"):
-        broken.step(act([0, 0], [-1, 0]))
+        broken.step(act([-1, 0], [0, 0]))
     os.kill(killed.worker_pids[0], signal.SIGKILL)
     with pytest.raises(WorkerError, match="SIGKILL"):
         killed.step(act([0, 0], [0, 0]))
