@@ -308,11 +308,13 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
     learn = jax.jit(over_seeds(_learner(algorithm, env.spec, plan, norm), (0, 0, 0)), donate_argnums=0)
     copied, guard = jax.jit(partial(jax.tree.map, jnp.copy)), jax.jit(jax.vmap(loop.guard), donate_argnums=0)
     t = _like_a_rollout(policy, algorithm, run, env.spec, plan)
+    alone = run._replace(rollout=run.rollout._replace(at=()), replay=())
     keep = keep.lower(run.replay, t).compile()
-    learn = learn.lower(run._replace(rollout=run.rollout._replace(at=()), replay=()), run.replay, t).compile()
+    learn = learn.lower(alone, run.replay, t).compile()
+    copied, guard = copied.lower((run.algo, run.step)).compile(), guard.lower(alone, run.algo, run.step).compile()
 
     def epoch(run: RunState) -> tuple[RunState, Metrics]:
-        at, kept, reports, began = run.rollout.at, run.replay, [], copied((run.algo, run.step))
+        at, kept, reports, before = run.rollout.at, run.replay, [], copied((run.algo, run.step))
         run = run._replace(rollout=run.rollout._replace(at=()), replay=())
         for _ in range(iterations):
             warming = np.asarray(run.step) < plan.warmup
@@ -321,7 +323,7 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
             run, metrics = learn(run, kept, t)
             reports.append(metrics)
         at = jax.tree.map(jnp.asarray, at._replace(env=_snapshot(env, shape)))
-        run = guard(run, *began)
+        run = guard(run, *before)
         run = run._replace(rollout=run.rollout._replace(at=at), replay=kept)
         return run, jax.tree.map(lambda *x: jnp.nanmean(np.stack(x), axis=0), *reports)
 

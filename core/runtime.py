@@ -30,4 +30,5 @@ def configure(acting: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_cpu_enable_async_dispatch", not acting)
+    if acting:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -176,4 +176,4 @@ class RunState(NamedTuple):
     replay: PyTree  # what it has kept of them, off-policy
     key: Key  # typed PRNG key [seeds]
     step: Array  # i32[seeds] the clock: updates on a dataset, environment steps online
-    failed: Array  # bool[seeds] its `algo` is frozen: as it was before the epoch, online the iteration, that spoiled it
+    failed: Array  # bool[seeds] its `algo` is frozen: as it was before the epoch that spoiled it

@@ -2,8 +2,8 @@
 
 A family provides a `Sim`, one instance that never resets itself, or a `Batch`, several that step together.  From the
 inside out: a `Batch` simulates (`Each` is one of single sims), `Slots` keeps the episodes (seeds, time limits, resets,
-float32), `Split` spreads slots over worker processes, and `Vector` checks what its caller gives; together they are a
-`core.env.HostEnv`.  Axes: B slots, n of them, W words.
+float32), `Split` spreads slots over this and other processes, and `Vector` checks what its caller gives; together they
+are a `core.env.HostEnv`.  Axes: B slots, n of them, W words.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Each:
 class Slots:
     """The episodes of a batch of B simulators, in one process.
 
+    The arrays that it hands out are read-only and never written again; those of `obs` and `final_obs` may be the same.
     Raises: ConfigError for a time limit that the task cannot have.
     """
 
@@ -155,24 +156,24 @@ class Slots:
     def reset(self, seeds: list[int], tasks: list[int]) -> Observation:
         self._seeds[:], self._tasks[:], self._episode[:] = seeds, tasks, 0
         self._begin(np.arange(len(seeds)))
-        return self._now
+        return _sealed(self._now)
 
     def restart(self, slots: Array) -> Observation:
         self._next_episode(np.flatnonzero(slots))
-        return self._now
+        return _sealed(self._now)
 
     def step(self, action: Array, active: Array) -> TimeStep:
         ts, moved = _idle(self._now), np.flatnonzero(active)
         if moved.size:
             final = ts.final_obs
-            at = index(moved, active.size)
+            at = as_index(moved, active.size)
             final.state[at], ts.reward[at], ts.terminated[at], ts.success[at] = self._batch.step(moved, action[at])
             final.reward[at] = ts.reward[at]
             final.step[at] += 1
             np.logical_and(final.step >= self.spec.max_steps, active & ~ts.terminated, out=ts.truncated)
             self._now = final
             self._next_episode(np.flatnonzero(ts.terminated | ts.truncated))
-        return ts._replace(obs=self._now)
+        return _sealed(ts._replace(obs=self._now))
 
     def render(self, slot: int, size: int) -> Array:
         return self._batch.render(slot, size)
@@ -188,7 +189,7 @@ class Slots:
         for own, new in zip(kept, from_words(words[:, :width], *kept), strict=True):
             own[:] = new
         self._batch.load(words[:, width:])
-        return self._now
+        return _sealed(self._now)
 
     def close(self) -> None:
         self._batch.close()
@@ -240,7 +241,8 @@ class SharedSlots:
         _write(self._mine.ts.obs, self._slots.restart(self._mine.active))
 
     def step(self) -> None:
-        _write(self._mine.ts, self._slots.step(self._mine.action, self._mine.active))
+        # a copy: a sim may keep its action, and these rows will hold the next
+        _write(self._mine.ts, self._slots.step(self._mine.action.copy(), self._mine.active))
 
 
 class Split:
@@ -253,21 +255,24 @@ class Split:
 
     def __init__(self, factory: Callable[[], Sim], count: int, workers: int, max_steps: int):
         edges = np.cumsum([0, *map(len, np.array_split(range(count), workers + 1))]).tolist()
-        *theirs, self._mine = itertools.pairwise(edges)
+        *theirs, self._own_rows = itertools.pairwise(edges)
         self._theirs = [(a, b) for a, b in theirs if a < b]
         file = nameless_file()
         try:
             part = functools.partial(SharedSlots, factory, max_steps=max_steps, file=file)
-            self._pool = Pool([functools.partial(part, rows=rows) for rows in self._theirs], (file,))
+            parts = [functools.partial(part, rows=rows) for rows in self._theirs]
+            self._pool = Pool(parts, (file,), functools.partial(self._build, part, count))
             self.spec: EnvSpec = self._pool.call_one(0, "get_spec")
             self._shared = _exchange(self.spec, count, file)
             self._pool.call("attach", [(count,)] * len(self._theirs))
-            self._own = part(rows=self._mine) if self._mine[0] < count else None
         finally:
             os.close(file)
         if self._own:
             self._own.share(self._shared)
         self.pids = self._pool.pids
+
+    def _build(self, part: Callable[..., SharedSlots], count: int) -> None:
+        self._own = part(rows=self._own_rows) if self._own_rows[0] < count else None
 
     def reset(self, seeds: list[int], tasks: list[int]) -> Observation:
         self._together("reset", lambda a, b: (seeds[a:b], tasks[a:b]))
@@ -284,8 +289,8 @@ class Split:
         return _copy(self._shared.ts)
 
     def render(self, slot: int, size: int) -> Array:
-        if slot >= self._mine[0]:
-            return self._own.render(slot - self._mine[0], size)
+        if slot >= self._own_rows[0]:
+            return self._own.render(slot - self._own_rows[0], size)
         worker = next(i for i, (_, end) in enumerate(self._theirs) if slot < end)
         return self._pool.call_one(worker, "render", slot - self._theirs[worker][0], size)
 
@@ -303,7 +308,7 @@ class Split:
 
         def own() -> None:
             if self._own:
-                getattr(self._own, method)(*arguments(*self._mine))
+                getattr(self._own, method)(*arguments(*self._own_rows))
 
         self._pool.call(method, [arguments(*rows) for rows in self._theirs], own)
 
@@ -332,8 +337,7 @@ class Vector:
         wrong = [t for t in tasks if not (0 if task is None else 1) <= t <= self.spec.num_tasks]
         if wrong:
             raise ValueError(f"{self.spec.name} has no task {wrong[0]}; its tasks are 1 to {self.spec.num_tasks}")
-        if self._state == "closed":
-            raise RuntimeError(f"{self.spec.name} is closed")
+        self._require_open()
         self._state = "ready"
         return self._slots.reset(slot_seeds(seed, self.num_envs), tasks)
 
@@ -363,6 +367,7 @@ class Vector:
         """What a slot looks like now: uint8[size, size, 3].  Raises: envs.render.RenderError without a renderer."""
         if not 0 <= slot < self.num_envs:
             raise ValueError(f"there is no slot {slot} among {self.num_envs}")
+        self._require_open()
         return self._slots.render(slot, size)
 
     def snapshot(self) -> Array | None:
@@ -372,8 +377,7 @@ class Vector:
 
     def restore(self, snapshot: Array) -> Observation:
         """Go on where `snapshot` was taken; see `core.env.HostEnv`."""
-        if self._state == "closed":
-            raise RuntimeError(f"{self.spec.name} is closed")
+        self._require_open()
         own = self._slots.snapshot()
         if own is None:
             raise RuntimeError(f"{self.spec.name} has no snapshots here: its simulators cannot be read out")
@@ -388,6 +392,10 @@ class Vector:
     def close(self) -> None:
         self._slots.close()
         self._state = "closed"
+
+    def _require_open(self) -> None:
+        if self._state == "closed":
+            raise RuntimeError(f"{self.spec.name} is closed")
 
     def _require_ready(self, what: str) -> None:
         if self._state != "ready":
@@ -406,7 +414,7 @@ class HostVector(Vector):
     Args: factory: makes one sim; picklable when workers > 0.
         workers: processes beside this one, with which it shares the slots; 0: none.
         max_steps: a shorter time limit than the task's own, 0 keeps that.
-    Raises: WorkerError when a worker fails or dies; then all are ended.
+    Raises: WorkerError when a worker fails or dies, and what a sim in this process raises; then all are ended.
     """
 
     def __init__(self, factory: Callable[[], Sim], num_envs: int, workers: int = 0, max_steps: int = 0):
@@ -442,7 +450,7 @@ def from_words(words: Array, *like: Array) -> list[Array]:
     return [np.array(p, order="C").view(x.dtype).reshape(x.shape) for p, x in zip(parts, like, strict=True)]
 
 
-def index(slots: Array, count: int) -> Array | slice:
+def as_index(slots: Array, count: int) -> Array | slice:
     """Slots in order as an index of arrays [B, ...]: a slice for all of them, which is several times as fast."""
     return slots if len(slots) < count else slice(None)
 
@@ -473,6 +481,13 @@ def _leaves(tree: NamedTuple) -> list[Array]:
 
 def _copy(tree: NamedTuple) -> NamedTuple:
     return _map(np.ndarray.copy, tree)
+
+
+def _sealed(tree: NamedTuple) -> NamedTuple:
+    """The same arrays, read-only from now on."""
+    for leaf in _leaves(tree):
+        leaf.flags.writeable = False
+    return tree
 
 
 def _write(into: NamedTuple, tree: NamedTuple) -> None:

@@ -21,14 +21,14 @@ import numpy as np
 from core.config import choose
 from core.types import Array
 from envs import mujoco, render
-from envs.host import Box, Slots, Vector, from_words, index, require_counts, to_words
+from envs.host import Box, Slots, Vector, as_index, from_words, require_counts, to_words
 from envs.workers import cores
 
 Read = dict[str, Array]  # fields of MjData, f64[n, size of one]
 
 
 class Robot:
-    """What a Gymnasium class computes after a step; this one for robots that cannot fall.
+    """What a Gymnasium class computes of its own; this one for robots that cannot fall.
 
     Args: env: Gymnasium's object, for its constants.
         pays_the_fallen: v4's rule, by which the step that ends an episode still earns the reward for health.
@@ -67,6 +67,8 @@ class Robot:
 
 
 class Jolted(Robot):
+    """A robot whose first velocities are normal, not uniform."""
+
     def jolt(self, random, scale, size):
         return scale * random.standard_normal(size)
 
@@ -271,7 +273,7 @@ class Locomotion:
         return self._robot.observe(read), np.zeros((len(slots), 0))
 
     def step(self, slots, action):
-        action, at = self._scale(action), index(slots, len(self._data))
+        action, at = self._scale(action), as_index(slots, len(self._data))
         self._action[at] = action
         self._team.share(self._advance, slots.tolist())
         read = self._read(slots)

@@ -47,19 +47,24 @@ class Pool:
     """One worker per factory.
 
     Args: factories: picklable callables that make the objects; module-level functions or `functools.partial` of them.
-        files: descriptors that the workers get too, by the same numbers.
+        files: descriptors that the workers get too, by the same numbers; meanwhile: called here while they build.
     Raises: WorkerError when a worker fails or dies; then all are ended.  ConfigError and RenderError come through as
-        they are, and end the workers only when a factory raised them.
+        they are, and end the workers only when a factory raised them.  What `meanwhile` raises ends them too.
     """
 
-    def __init__(self, factories: Sequence[Callable[[], Any]], files: Sequence[int] = ()):
+    def __init__(
+        self,
+        factories: Sequence[Callable[[], Any]],
+        files: Sequence[int] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ):
         self._files, self._connections = tuple(files), list[Connection]()
         self._processes: list[subprocess.Popen] = []
         self.close = weakref.finalize(self, _stop, self._connections, self._processes)  # also at exit
         try:
             for _ in factories:
                 self._start()
-            self._exchange(range(len(factories)), factories)
+            self._exchange(range(len(factories)), factories, meanwhile)
         except BaseException:
             self.close()
             raise
@@ -71,7 +76,7 @@ class Pool:
     def call(self, method: str, arguments: Sequence[tuple], meanwhile: Callable[[], None] = lambda: None) -> list[Any]:
         """`object.method(*arguments[i])` in worker i, and `meanwhile` here, all at the same time.
 
-        The workers beyond the last argument rest.  All are ended when `meanwhile` raises.
+        The workers beyond the last argument rest.
         """
         return self._exchange(range(len(arguments)), [(method, args) for args in arguments], meanwhile)
 

@@ -157,7 +157,7 @@ def collect(
         seed_index: only this one of the run's seeds, from 0.
         max_steps: shorter episodes than the task's own; for oracles any length.
         seed: base of the episodes' seeds; episode e depends on it and e only.
-        workers: processes; 0 for all cores.
+        workers: processes that play, beside this one; 0: as many as cores.
     """
     from envs.collect import Recipe
     from experiments.collect import Asked, command

@@ -99,7 +99,7 @@ def _resume(folder: str | Path, step: int | None, steps: int | None, data: str |
     step = step or 0  # stopped before its first checkpoint: it begins anew
     if step > chosen.steps:
         raise ConfigError(f"{run.folder} is at step {step} already, beyond --steps {chosen.steps}")
-    lost = state is not None and np.asarray(state.failed).all()  # training says so
+    lost = state is not None and np.asarray(state.failed).all()  # `loop.train` raises Diverged for it
     if step == chosen.steps and not lost and _evaluated(run.folder, step, chosen.seeds):
         raise ConfigError(
             f"{run.folder} is done: {step} of {chosen.steps} steps. To train longer: "

@@ -117,10 +117,17 @@ def test_nothing_is_learned_and_actions_are_uniform_while_warming_up():
 @pytest.mark.parametrize("host", [False, True])
 def test_a_non_finite_seed_is_frozen_and_the_others_go_on(host):
     def poison(run):
-        params = jax.tree.map(lambda x: x.at[0].set(jnp.nan), run.algo.net.params)
-        return run._replace(algo=run.algo._replace(net=run.algo.net._replace(params=params)))
+        """Its first step will be infinite; so far the parameters are sound."""
+        begun.append(numbers(run.algo.net.params))
+        opt = jax.tree.map(
+            lambda x: x.at[0].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x, run.algo.net.opt
+        )
+        return run._replace(algo=run.algo._replace(net=run.algo.net._replace(opt=opt)))
 
+    begun = []
     _, state, _ = trained("ppo", host=host, change=poison)
+    close(*(jax.tree.map(lambda x: x[0], params) for params in (state.algo.net.params, begun[0])), rtol=0)
+    assert state.step.tolist() == [0, 128]
     _, sound, _ = trained("ppo", host=host)
     assert state.failed.tolist() == [True, False]
     close(jax.tree.map(lambda x: x[1], state.algo), jax.tree.map(lambda x: x[1], sound.algo), rtol=1e-5, atol=1e-6)

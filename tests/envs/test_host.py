@@ -194,15 +194,43 @@ def test_pictures_pass_through_workers():
     assert same(*traces)
 
 
-def test_results_of_workers_are_not_overwritten():
-    env = HostVector(CountingSim, 2, workers=2)
-    obs = env.reset(3)
-    ts = env.step(act([0, 0], [0, 0]))
-    kept = obs.state.copy(), ts.final_obs.state.copy()
-    env.step(act([0, 0], [1, 0]))
+def leaves(tree):
+    return [leaf for x in tree for leaf in (leaves(x) if isinstance(x, tuple) else [x])]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_handed_out_stays_as_it_is(workers):
+    env = HostVector(CountingSim, 2, workers)
+    handed, kept = [], []
+    for how in (
+        lambda: env.reset(3), lambda: env.step(act([0, 0], [0, 0])), lambda: env.step(act([0, 0], [1, 0])),
+        lambda: env.restart(np.array([True, False])), lambda: env.step(act([0, 0], [1, 1])),
+    ):  # fmt: skip
+        handed += leaves(how())
+        kept += [x.copy() for x in handed[len(kept) :]]
     env.close()
-    assert np.array_equal(obs.state, kept[0])
-    assert np.array_equal(ts.final_obs.state, kept[1])
+    assert all(map(np.array_equal, handed, kept))
+
+
+class KeepingSim(CountingSim):
+    """Keeps the action that it was given, and pays the change."""
+
+    last = np.zeros(2)
+
+    def step(self, action):
+        change, self.last = float(action[1] - self.last[1]), action
+        state, _, *ends = super().step(action)
+        return state, change, *ends
+
+
+def test_a_sim_may_keep_its_action():
+    rewards = []
+    for workers in (0, 1):
+        env = HostVector(KeepingSim, 2, workers)
+        env.reset(0)
+        rewards.append([env.step(act([0, a], [0, -a])).reward.tolist() for a in (0.25, 0.5, -0.25)])
+        env.close()
+    assert rewards[0] == rewards[1] == [[0.25, -0.25], [0.25, -0.25], [-0.75, 0.75]]
 
 
 def test_simulators_that_cannot_be_read_out_have_no_snapshot(env):
@@ -298,6 +326,12 @@ def gone(pid):
     return False
 
 
+def children():
+    """Processes of this one that have not ended."""
+    own = Path(f"/proc/self/task/{os.getpid()}/children")
+    return own.read_text().split() if own.exists() else []
+
+
 def test_a_workers_exception_shows_its_traceback():
     env = HostVector(CountingSim, 2, workers=2)
     pids = env.worker_pids
@@ -322,6 +356,18 @@ def test_the_owners_part_fails_as_itself_and_ends_the_workers():
 def test_a_factory_that_fails_shows_its_traceback():
     with pytest.raises(WorkerError, match="ZeroDivisionError: no such simulator"):
         HostVector(functools.partial(CountingSim, broken=True), 2, workers=2)
+
+
+def build_in_workers_only(parent):
+    return CountingSim(broken=os.getpid() == parent)
+
+
+def test_a_factory_that_fails_in_the_owner_ends_the_workers():
+    others = children()
+    with pytest.raises(ZeroDivisionError, match="no such simulator") as kept:
+        HostVector(functools.partial(build_in_workers_only, os.getpid()), 2, workers=1)
+    assert kept  # with its traceback, which holds the vector that was not made
+    assert children() == others
 
 
 def test_a_refused_picture_leaves_the_workers_alive():
