@@ -4,7 +4,7 @@ An iteration is T steps of B environments, then one `update` on the whole rollou
 batches from the circular replay that the rollout went into (off-policy).  The clock, `RunState.step`, counts
 environment steps, all B of them.  With a jitted environment an epoch of iterations is one program; a host environment
 is stepped by a Python loop between two jitted functions.  Both give the same numbers for the same episodes.
-An iteration that begins at step t draws from fold_in(key, t): the length of an epoch changes no number.
+An iteration that begins at step t draws from fold_in(key, t): the length of an epoch changes no draw.
 Axes: S seeds, B environments of each, T steps of a rollout.
 """
 
