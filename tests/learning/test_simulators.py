@@ -150,7 +150,7 @@ def test_ogbench(tmp_path):
     task, data, options = "ogbench/pointmaze-medium-singletask-task3", tmp_path / "data.npz", Options(max_steps=200)
     env = envs.make(task, 10, options)
     env.reset(0)
-    behaviour = wanderer(env._slots._sims[0]._env, towards_goal=0.35)
+    behaviour = wanderer(env._slots._batch._sims[0]._env, towards_goal=0.35)
     card = datasets.write(data, play(env, behaviour, 12), {"task": task})
     env.close()
     # A faster target: the reward has to travel back over a hundred steps in few updates.
