@@ -308,14 +308,19 @@ def hosted(algorithm: Algorithm, run: RunState, env: HostEnv, plan: Plan, norm: 
     learn = jax.jit(over_seeds(_learner(algorithm, env.spec, plan, norm), (0, 0, 0)), donate_argnums=0)
     copied, guard = jax.jit(partial(jax.tree.map, jnp.copy)), jax.jit(jax.vmap(loop.guard), donate_argnums=0)
     t = _like_a_rollout(policy, algorithm, run, env.spec, plan)
-    alone = run._replace(rollout=run.rollout._replace(at=()), replay=())
+
+    def alone(run: RunState) -> RunState:
+        """What is learned with, without what is handed over beside it."""
+        return run._replace(rollout=run.rollout._replace(at=()), replay=())
+
     keep = keep.lower(run.replay, t).compile()
-    learn = learn.lower(alone, run.replay, t).compile()
-    copied, guard = copied.lower((run.algo, run.step)).compile(), guard.lower(alone, run.algo, run.step).compile()
+    learn = learn.lower(alone(run), run.replay, t).compile()
+    copied = copied.lower((run.algo, run.step)).compile()
+    guard = guard.lower(alone(run), run.algo, run.step).compile()
 
     def epoch(run: RunState) -> tuple[RunState, Metrics]:
         at, kept, reports, before = run.rollout.at, run.replay, [], copied((run.algo, run.step))
-        run = run._replace(rollout=run.rollout._replace(at=()), replay=())
+        run = alone(run)
         for _ in range(iterations):
             warming = np.asarray(run.step) < plan.warmup
             at, t = collect((run.algo, warming), at, acting_keys(run.key, run.step))

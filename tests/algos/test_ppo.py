@@ -101,12 +101,12 @@ def test_it_learns_to_match():
 
 
 def test_it_learns_to_steer_a_point_mass():
-    config = ppo.Config(hidden=(32, 32), batch_size=128, epochs=8, lr=1e-3, log_std=-0.7)
-    judged = learn("toy/pointmass", 240 * 1024, config, online.Plan(32, 32))
+    config = ppo.Config(hidden=(32, 32), batch_size=128, epochs=8, lr=3e-4, log_std=-0.7)
+    judged = learn("toy/pointmass", 360 * 1024, config, online.Plan(32, 32))
     world = envs.make("toy/pointmass", 20)
     _, obs = world.reset(7)
     best = float(np.mean(world.env.optimal_return(obs.state)))
-    assert judged.ret.mean() > best - 3, f"optimal {best}"  # a random policy: about -70
+    assert judged.ret.mean() > best - 1.5, f"optimal {best}"  # a random policy: about -70
 
 
 def test_rollouts_that_do_not_fill_minibatches_and_wrong_options_are_refused(setting):

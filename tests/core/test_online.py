@@ -59,7 +59,8 @@ def test_a_host_environment_gives_the_same_run(pair):
 def test_epochs_of_any_length_give_the_same_numbers(pair):
     name, (_, state, _) = pair
     _, other, _ = trained(name, epoch=32)
-    close(state, other, rtol=1e-5, atol=1e-6)  # newer XLA rounds the two programs differently
+    # bit for bit; but newer XLA rounds PPO's two programs differently
+    close(state, other, rtol=0, atol={"sac": 0, "ppo": 1e-6}[name])
 
 
 def test_a_vmapped_seed_equals_its_solo_run(pair):
