@@ -13,6 +13,14 @@ NAMES = {
     "td3_bc": "algos.td3_bc",
     "sac": "algos.sac",
     "ppo": "algos.ppo",
+    "fql": "algos.fql",
+    "idql": "algos.idql",
+    "dql": "algos.dql",
+    "dawr": "algos.dawr",
+    "chain_bc": "algos.chain_bc",
+    "reinflow": "algos.reinflow",
+    "dppo": "algos.dppo",
+    "gaussian_ppo": "algos.gaussian_ppo",
 }
 
 

@@ -26,6 +26,7 @@ from core import algorithm, optim, running
 from core.algorithm import Algorithm, as_input
 from core.config import ConfigError
 from core.distributions import Gaussian
+from core.losses import ppo_clip
 from core.networks import MLP, float_dtype
 from core.optim import Trained
 from core.returns import gae
@@ -72,16 +73,12 @@ def loss(params: PyTree, batch: Batch, nets: Networks, cfg: Config) -> tuple[Arr
     """L of one minibatch -> (f32[], metrics)."""
     law = nets.law(params, batch.obs)
     log_ratio = law.log_prob(batch.action) - batch.log_prob
-    ratio = jnp.exp(log_ratio)
     advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
-    policy = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - cfg.clip, 1 + cfg.clip) * advantage).mean()
+    policy, metrics = ppo_clip(log_ratio, advantage, cfg.clip)
     value = jnp.square(nets.value(params, batch.obs) - batch.ret).mean() / 2
     entropy = law.entropy().mean()
     total = policy + cfg.value_weight * value - cfg.entropy_weight * entropy
-    return total, {
-        "policy/loss": policy, "policy/entropy": entropy, "value/loss": value,
-        "policy/kl": (ratio - 1 - log_ratio).mean(), "policy/clipped": (jnp.abs(ratio - 1) > cfg.clip).mean(),
-    }  # fmt: skip
+    return total, {**metrics, "policy/loss": policy, "policy/entropy": entropy, "value/loss": value}
 
 
 class Networks(NamedTuple):

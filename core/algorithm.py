@@ -24,6 +24,7 @@ class Config:
     batch_size: int = 256  # B
     state_norm: Literal["none", "standard", "minmax"] = "none"  # standard: mean and std + 1e-3; minmax: to [-1, 1]
     action_norm: Literal["none", "minmax"] = "none"
+    norm_floor: float = 0.0  # minmax: a state's number that ranges less is scaled as if it ranged over this much
 
 
 class Algorithm(NamedTuple):

@@ -66,19 +66,37 @@ def transitions(dataset: Dataset, row: Array, history: int = 1, steps: int = 1, 
     )
 
 
+def chunks(dataset: Dataset, row: Array, size: int, history: int = 1) -> Transition:
+    """Transitions of chunks f32[B, H, A] of H = `size` actions that start at `row` i32[B], as a chunked task has them.
+
+    The reward is the sum, what follows is that of the last step.  Rows must have H transitions ahead in their episode:
+    `core.dataset.whole` says which do.
+    """
+    t = transitions(dataset, row, history, size)
+    action = dataset.action[row[:, None] + jnp.arange(size, dtype=row.dtype)]
+    after = t.next_obs._replace(reward=t.reward)
+    return t._replace(action=action, next_obs=after, extras={**t.extras, "discount": jnp.ones_like(t.reward)})
+
+
 def sampled(
-    batch_size: int, history: int = 1, steps: int = 1, discount: float = 1.0
+    batch_size: int, history: int = 1, steps: int = 1, discount: float = 1.0, chunk: int = 0
 ) -> Callable[[Data, Key], Transition]:
     """The plain `sample` of an algorithm: B independent transitions by the data's sampler.
 
-    Args: as for `transitions`.  Extras: "discount"; from a dataset also "row" and "weight", the loss weight.
+    Args: as for `transitions`; chunk: H > 0 draws transitions of chunks (`chunks`; a replay holds such already).
+    Extras: "discount"; from a dataset also "row" and "weight", the loss weight.
     """
 
     def sample(data: Data, key: Key) -> Transition:
         position = sampling.draw(data.sampler, key, (batch_size,))
         if isinstance(data.dataset, Replay):  # its states hold their history already
             return replay.transitions(data.dataset, position, steps, discount)
-        t = transitions(data.dataset, data.dataset.row[position], history, steps, discount)
+        row = data.dataset.row[position]
+        t = (
+            chunks(data.dataset, row, chunk, history)
+            if chunk
+            else transitions(data.dataset, row, history, steps, discount)
+        )
         return t._replace(extras={**t.extras, "weight": data.loss_weight[position]})
 
     return sample

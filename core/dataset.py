@@ -46,6 +46,12 @@ def episodes(dataset: Dataset) -> Episodes:
     return Episodes(first, length, total[first + length] - total[first])
 
 
+def whole(dataset: Dataset, size: int) -> np.ndarray:
+    """bool[N]: transitions that begin a whole chunk of `size` in their episode (host)."""
+    row = np.asarray(dataset.row)
+    return row + size <= np.asarray(dataset.last)[row]
+
+
 def check(dataset: Dataset, name: str, spec: EnvSpec | None = None) -> None:
     """Refuse what cannot be trained on.
 
@@ -102,24 +108,24 @@ def identity_norm(width: int, action_dim: int) -> Norm:
     return Norm(*(np.full(n, v, np.float32) for n in (width, action_dim) for v in (0, 1)))
 
 
-def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standard(x: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + 1e-3
 
 
-def _minmax(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _minmax(x: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
     low, half = x.min(0).astype(np.float64), (np.ptp(x, 0).astype(np.float64) + 1e-6) / 2
-    return low + half, half
+    return low + half, np.maximum(half, floor / 2)
 
 
-def _none(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _none(x: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(x.shape[1:]), np.ones(x.shape[1:])
 
 
-def norm(dataset: Dataset, state_norm: str = "none", action_norm: str = "none") -> Norm:
+def norm(dataset: Dataset, state_norm: str = "none", action_norm: str = "none", floor: float = 0.0) -> Norm:
     """Statistics over the rows that start a transition (host, float64 inside).
 
     standard: mean and population std + 1e-3 (TD3+BC, PRDC); minmax: 2 (x - min) / (max - min + 1e-6) - 1 (DPPO,
-    ReinFlow).  Pixels are left alone.
+    ReinFlow), states that range less than `floor` as if they ranged over it.  Pixels are left alone.
     """
     width = 1 if dataset.state.ndim == 4 else dataset.state.shape[1]
     empty = np.zeros((1, width), np.float32)
@@ -127,4 +133,4 @@ def norm(dataset: Dataset, state_norm: str = "none", action_norm: str = "none") 
     action = empty[:, :0] if dataset.action.ndim == 1 else dataset.action[dataset.row]
     of_state = choose("state_norm", state_norm, {"none": _none, "standard": _standard, "minmax": _minmax})
     of_action = choose("action_norm", action_norm, {"none": _none, "minmax": _minmax})
-    return Norm(*(a.astype(np.float32) for a in (*of_state(state), *of_action(action))))
+    return Norm(*(a.astype(np.float32) for a in (*of_state(state, floor), *of_action(action, 0.0))))

@@ -83,9 +83,10 @@ class TanhGaussian(NamedTuple):
         return -self.log_prob(self.base.sample(normal))
 
 
-def squashed_std(raw: Array, low: float, high: float) -> Array:
+def squashed_std(raw: Array, low: float | Array, high: float | Array) -> Array:
     """Standard deviations in [low, high] from unbounded numbers, elementwise; 0 gives the geometric mean.
 
     log std = log low + (log high - log low) (tanh(raw) + 1) / 2.  Reference: ReinFlow's noise network.
     """
-    return jnp.exp(math.log(low) + (math.log(high) - math.log(low)) * (jnp.tanh(raw) + 1) / 2)
+    low, high = jnp.log(low), jnp.log(high)
+    return jnp.exp(low + (high - low) * (jnp.tanh(raw) + 1) / 2)

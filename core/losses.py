@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from core.types import Array
+from core.types import Array, Metrics
 
 
 def check_shapes(**arrays: Array) -> None:
@@ -30,6 +30,21 @@ def ensemble_mse(q: Array, target: Array) -> Array:
     """Sum over members of each one's mean squared error: q f32[E, B], target f32[B] -> f32[]."""
     check_shapes(member=q[0], target=target)
     return jnp.square(q - target).mean(axis=tuple(range(1, q.ndim))).sum()
+
+
+def ppo_clip(log_ratio: Array, advantage: Array, clip: float | Array) -> tuple[Array, Metrics]:
+    """Clipped objective mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), rho = exp(log_ratio) -> (f32[], metrics).
+
+    All f32[B], `clip` too or one for all.  The KL divergence is estimated by rho - 1 - log rho.
+    Reference: Eq. (7), arXiv:1707.06347.
+    """
+    check_shapes(log_ratio=log_ratio, advantage=advantage)
+    ratio = jnp.exp(log_ratio)
+    loss = jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip, 1 + clip)).mean()
+    return loss, {
+        "policy/ratio": ratio.mean(), "policy/kl": (ratio - 1 - log_ratio).mean(),
+        "policy/clipped": (jnp.abs(ratio - 1) > clip).mean(),
+    }  # fmt: skip
 
 
 def expectile(error: Array, tau: float) -> Array:

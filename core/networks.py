@@ -157,6 +157,60 @@ def sinusoidal(u: Array, dim: int) -> Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+class Denoised(NamedTuple):
+    """What a `Denoiser` says of noisy chunks, and what it made of time and state."""
+
+    out: Array  # f32[..., H, A] velocity, noise or clean chunk, by what it was trained for
+    time: Array  # f32[..., E] embedding of the time (and of the span)
+    cond: Array  # f32[..., C] encoding of the state
+
+
+class Denoiser(nn.Module):
+    """Network of flow and diffusion policies: (x f32[B, ..., H, A], state f32[B, S], t f32[...]) -> Denoised.
+
+    The time's sinusoid goes through Dense, Mish, Dense; the state through a plain MLP where `cond` has sizes; then one
+    body on [x, time, cond].  With `combine` it also reads a span: both sinusoids are embedded together, and join the
+    state's encoding by add or multiply (of one width) or concat.  "alone" is the state's encoding and nothing else.
+    Times broadcast against x's leading axes.
+    Reference: the networks of DPPO (arXiv:2409.00588) and of ReinFlow (arXiv:2505.22094).
+    Raises: ConfigError for add or multiply of unlike widths; UnknownName.
+    """
+
+    hidden: tuple[int, ...] = (512, 512, 512)
+    activation: str = "relu"
+    residual: bool = True
+    time_dim: int = 16
+    cond: tuple[int, ...] = ()
+    combine: str = "none"  # none, add, multiply, concat, alone
+
+    @nn.compact
+    def __call__(self, x: Array, state: Array, t: Array, span: Array | None = None) -> Denoised:
+        choose("combination", self.combine, dict.fromkeys(("none", "add", "multiply", "concat", "alone")))
+        flat = x.reshape(*x.shape[:-2], -1)
+        cond = MLP(self.cond, self.activation)(state) if self.cond else state
+        cond = cond.reshape(len(x), *[1] * (flat.ndim - 2), -1)
+        time = jnp.zeros(0, x.dtype) if self.combine == "alone" else self._time(t, span)
+        time, cond = (jnp.broadcast_to(u, (*flat.shape[:-1], u.shape[-1])) for u in (time, cond))
+        joint = {"none": [flat, time, cond], "concat": [flat, time, cond], "alone": [cond]}.get(self.combine)
+        if joint is None:
+            if time.shape != cond.shape:
+                raise ConfigError(
+                    f"to {self.combine} time and state, their codes must be of one width: time_dim is {self.time_dim}, "
+                    f"the state's code has {cond.shape[-1]}; make the last size in cond {self.time_dim}"
+                )
+            joint = [flat, time + cond if self.combine == "add" else time * cond]
+        body = ResidualMLP if self.residual else MLP
+        out = body((*self.hidden, flat.shape[-1]), self.activation)(*joint)
+        return Denoised(out.reshape(x.shape), time, cond)
+
+    def _time(self, t: Array, span: Array | None) -> Array:
+        mish = ACTIVATIONS["mish"]
+        if self.combine == "none":
+            return dense(mish(dense(sinusoidal(t, self.time_dim), 2 * self.time_dim)), self.time_dim)
+        both = jnp.broadcast_arrays(sinusoidal(t, self.time_dim), sinusoidal(span, self.time_dim))
+        return dense(mish(dense(jnp.concatenate(both, axis=-1), self.time_dim)), self.time_dim)
+
+
 class Net(NamedTuple):
     """Pure functions of a network: init(key, *inputs) -> params, apply(params, *inputs) -> output."""
 

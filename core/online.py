@@ -2,8 +2,9 @@
 
 An iteration is T steps of B environments, then one `update` on the whole rollout (on-policy), or some updates on
 batches from the circular replay that the rollout went into (off-policy).  The clock, `RunState.step`, counts
-environment steps, all B of them.  With a jitted environment an epoch of iterations is one program; a host environment
-is stepped by a Python loop between two jitted functions.  Both give the same numbers for the same episodes.
+environment steps, all B of them; a chunk of H actions counts as H.  With a jitted environment an epoch of iterations
+is one program; a host environment is stepped by a Python loop between two jitted functions.  Both give the same numbers
+for the same episodes.
 An iteration that begins at step t draws from fold_in(key, t): the length of an epoch changes no draw.
 Axes: S seeds, B environments of each, T steps of a rollout.
 """
@@ -49,15 +50,16 @@ class Plan(NamedTuple):
     """What an iteration consists of."""
 
     num_envs: int = 1  # B, of each seed
-    length: int = 1  # T, of each environment
+    length: int = 1  # T, of each environment: actions, or chunks of them
     updates: int = 1  # off-policy: gradient updates
     warmup: int = 0  # off-policy: environment steps of uniformly random actions before the first update
     capacity: int = 1_000_000  # off-policy: transitions that the replay holds
+    chunk: int = 1  # H, environment steps that an action stands for
 
     @property
     def steps(self) -> int:
         """Environment steps of an iteration."""
-        return self.num_envs * self.length
+        return self.num_envs * self.length * self.chunk
 
 
 class Tally(NamedTuple):
@@ -78,6 +80,8 @@ def check(algorithm: Algorithm, plan: Plan, spec: EnvSpec) -> None:
     """Raises: ConfigError for a plan that makes no sense with the algorithm."""
     if not algorithm.online:
         raise ConfigError("this algorithm learns from a dataset: it does not explore")
+    if plan.chunk != max(spec.chunk, 1):
+        raise ConfigError(f"{spec.name} takes chunks of {max(spec.chunk, 1)} actions, the plan says {plan.chunk}")
     if min(plan.num_envs, plan.length, plan.updates) < 1 or plan.warmup < 0:
         raise ConfigError(f"an iteration needs environments, steps and updates, and a warm-up of 0 or more: {plan}")
     if algorithm.on_policy and (plan.warmup or plan.updates > 1):
@@ -216,7 +220,7 @@ def _iterations(plan: Plan, steps: int) -> int:
     if steps < 1 or steps % plan.steps:
         raise ConfigError(
             f"an epoch of {steps} steps is not a whole number of iterations: {plan.length} steps of each of "
-            f"{plan.num_envs} environments are {plan.steps}"
+            f"{plan.num_envs} environments, by {plan.chunk}, are {plan.steps}"
         )
     return steps // plan.steps
 

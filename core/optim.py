@@ -36,9 +36,14 @@ def start(tx: optax.GradientTransformation, params: PyTree) -> Trained:
     return Trained(params, tx.init(params))
 
 
-def apply(tx: optax.GradientTransformation, net: Trained, grads: PyTree) -> Trained:
-    """One optimiser step along the given gradients."""
+def apply(tx: optax.GradientTransformation, net: Trained, grads: PyTree, scale: float | Array = 1.0) -> Trained:
+    """One optimiser step along the given gradients, `scale` times as long.
+
+    With a learning rate of 1 in `tx`, `scale` is the learning rate (AdamW's decay included) that some other clock than
+    the optimiser's steps decides.
+    """
     updates, opt = tx.update(grads, net.opt, net.params)
+    updates = jax.tree.map(lambda u: scale * u, updates)
     return Trained(optax.apply_updates(net.params, updates), opt)
 
 

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core import batches
+from core import batches, sampling
 from core import dataset as ds
+from core.rollout import JaxBatch
 from core.types import EnvSpec
+from envs.registry import Options
+from envs.toys.base import follow, start
+from envs.toys.host import HostFromJax
+from envs.wrappers import wrap_host
 
 LENGTH = np.array([2, 1, 4])
 
@@ -68,6 +73,82 @@ def test_loss_weights_come_with_their_transitions():
     t = batches.sampled(64)(on_device, jax.random.key(0))
     assert len(set(np.asarray(t.extras["row"]))) == 7
     np.testing.assert_array_equal(data.row[t.extras["weight"].astype(int)], t.extras["row"])
+
+
+def test_whole_chunks():
+    data = small()
+    assert ds.whole(data, 1).all()
+    assert data.row[ds.whole(data, 2)].tolist() == [0, 5, 6, 7]
+    assert data.row[ds.whole(data, 4)].tolist() == [5]
+    assert not ds.whole(data, 5).any()
+
+
+@pytest.mark.parametrize("history", [1, 2])
+def test_chunks_are_a_loop(history):
+    data = small()._replace(action=np.random.default_rng(0).uniform(-1, 1, (10, 2)).astype(np.float32))
+    rows = data.row[ds.whole(data, 2)]
+    t = jax.jit(lambda data, rows: batches.chunks(data, rows, 2, history))(data, rows)
+    frames = lambda r: np.concatenate([data.state[max(r - i, data.first[r])] for i in reversed(range(history))])  # noqa: E731
+    for i, r in enumerate(rows):
+        np.testing.assert_array_equal(t.action[i], [data.action[r], data.action[r + 1]])
+        np.testing.assert_array_equal(t.obs.state[i], frames(r))
+        np.testing.assert_array_equal(t.next_obs.state[i], frames(r + 2))
+        assert t.reward[i] == t.next_obs.reward[i] == data.reward[r] + data.reward[r + 1]
+        assert (t.obs.step[i], t.next_obs.step[i]) == (r - data.first[r], r + 2 - data.first[r])
+        assert t.terminated[i] == data.terminated[r + 1]
+        assert t.truncated[i] == (r + 2 == data.last[r] and not data.terminated[r + 1])
+    np.testing.assert_array_equal(t.terminated, [1, 0, 0, 0])
+    np.testing.assert_array_equal(t.truncated, [0, 0, 0, 1])
+    np.testing.assert_array_equal(t.extras["discount"], 1)
+
+
+class Walk:
+    """Actions add up; the task ends at the eighth step."""
+
+    spec = EnvSpec("test/walk", (2,), 2, max_steps=10)
+
+    def reset(self, key, task):
+        obs = start(jnp.zeros(2))
+        return obs, obs
+
+    def step(self, state, action, key):
+        return follow(self.spec, state, state.state + action, action[0], state.step == 7)
+
+
+def test_chunks_are_what_a_chunked_task_returns():
+    actions = np.random.default_rng(0).uniform(-1, 1, (8, 3, 2)).astype(np.float32)
+    plain, chunked = (wrap_host(HostFromJax(JaxBatch(Walk(), 3)), Options(chunk=size)) for size in (0, 4))
+    plain.reset(0)
+    steps = [plain.step(a) for a in actions]
+    arrays = [np.zeros((27, *x.shape[1:]), x.dtype) for x in (steps[0].obs.state, actions[0], *steps[0][2:4])]
+    for t, (action, ts) in enumerate(zip(actions, steps, strict=True)):
+        for array, x in zip(arrays[1:], (action, ts.reward, ts.terminated), strict=True):
+            array[t::9] = x
+        arrays[0][t + 1 :: 9] = ts.final_obs.state
+    data = jax.tree.map(jnp.asarray, ds.from_lengths(*arrays, np.full(3, 8)))
+    obs, chunks = chunked.reset(0), jax.jit(lambda data, rows: batches.chunks(data, rows, 4))
+    for first in (0, 4):
+        t = chunks(data, jnp.arange(3) * 9 + first)
+        chunk = np.moveaxis(actions[first : first + 4], 0, 1)
+        ts = chunked.step(chunk)
+        np.testing.assert_array_equal(t.action, chunk)
+        np.testing.assert_array_equal(t.obs.state, obs.state)
+        obs = ts.obs
+        for ours, theirs in zip(t.next_obs, ts.final_obs, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        np.testing.assert_allclose(t.reward, ts.reward, rtol=1e-6)
+        np.testing.assert_array_equal(t.terminated, ts.terminated)
+        np.testing.assert_array_equal(t.truncated, ts.truncated)
+    assert ts.terminated.all()
+
+
+def test_batches_of_chunks():
+    data = small()
+    sampler = sampling.alias_table(ds.whole(data, 2))
+    on_device = batches.data(data, ds.norm(data), sampler)
+    t = jax.jit(batches.sampled(64, chunk=2))(on_device, jax.random.key(0))
+    assert t.action.shape == (64, 2, 1)
+    assert set(np.asarray(t.extras["row"]).tolist()) == {0, 5, 6, 7}
 
 
 def test_windows_stay_inside():

@@ -95,3 +95,13 @@ def test_saturated_actions_are_moved_by_eps():
 def test_squashed_std():
     std = squashed_std(jnp.array([-50.0, 0.0, 50.0]), 0.1, 0.24)
     np.testing.assert_allclose(std, [0.1, np.sqrt(0.1 * 0.24), 0.24], rtol=1e-6)
+
+
+def test_squashed_std_with_bounds_that_change():
+    """Bounds may be arrays, traced too: a schedule moves the upper one."""
+    raw, low, high = np.array([-0.7, 0.3]), np.array([0.1, 0.2]), np.array([0.24, 0.3])
+    wanted = np.exp(np.log(low) + np.log(high / low) * (np.tanh(raw) + 1) / 2)
+    np.testing.assert_allclose(jax.jit(squashed_std)(raw, low, high), wanted, rtol=1e-5)
+    assert jax.jit(jax.vmap(squashed_std, (None, None, 0)))(raw, 0.1, high).shape == (2, 2)
+    grid = np.asarray(squashed_std(jnp.linspace(-3, 3, 50), 0.1, 0.24))
+    assert (np.diff(grid) > 0).all()

@@ -7,7 +7,18 @@ import pytest
 from scipy.special import erf
 
 from core.config import ConfigError, UnknownName
-from core.networks import ACTIVATIONS, MLP, Impala, ResidualMLP, encoder, ensemble, initializer, member, sinusoidal
+from core.networks import (
+    ACTIVATIONS,
+    MLP,
+    Denoiser,
+    Impala,
+    ResidualMLP,
+    encoder,
+    ensemble,
+    initializer,
+    member,
+    sinusoidal,
+)
 
 KEY = jax.random.key(0)
 FORMULAS = {
@@ -86,6 +97,72 @@ def test_parameter_counts_of_the_authors():
     """flow: the hopper critic has 134,913 parameters, the kitchen critic 147,457."""
     for width, parameters in ((11, 134_913), (60, 147_457)):
         assert count(jax.eval_shape(ResidualMLP((256, 256, 256, 1), "mish").init, KEY, jnp.zeros(width))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("net", "width", "action", "parameters"),
+    [
+        (Denoiser(), 11, 3, 553_020),  # rectified flow, Hopper
+        (Denoiser(), 17, 6, 568_392),  # Walker2d
+        (Denoiser(), 376, 17, 797_300),  # Humanoid
+        (Denoiser((256, 256, 256), "mish", cond=(32, 16), combine="add"), 60, 9, 157_684),  # shortcut, Kitchen
+    ],
+)
+def test_parameter_counts_of_the_authors_policies(net, width, action, parameters):
+    """flow: chunks of 4 actions, one observation."""
+    shapes = jax.eval_shape(net.init, KEY, jnp.zeros((1, 4, action)), jnp.zeros((1, width)), jnp.ones(1), jnp.ones(1))
+    assert count(shapes) == parameters
+
+
+def numpy_sinusoid(u, dim):
+    w = np.exp(-np.arange(dim // 2) * np.log(10000) / (dim // 2 - 1))
+    return np.concatenate([np.sin(u[..., None] * w), np.cos(u[..., None] * w)], -1)
+
+
+@pytest.mark.parametrize(
+    ("combine", "residual", "cond"),
+    [("none", True, ()), ("none", False, (5,)), ("add", True, (5, 6)), ("multiply", False, (6,)), ("concat", True, ())],
+)
+def test_denoiser_is_its_formula(combine, residual, cond):
+    """At K places of each row's chain at once, f32[B, K, H, A], with times that all rows share."""
+    rng = np.random.default_rng(0)
+    x, state = rng.normal(size=(3, 4, 2, 2)).astype(np.float32), rng.normal(size=(3, 7)).astype(np.float32)
+    t, span = rng.uniform(size=(1, 4)).astype(np.float32), rng.uniform(size=(1, 4)).astype(np.float32)
+    net = Denoiser((8, 8, 8), "silu", residual, 6, cond, combine)
+    params = randomised(jax.eval_shape(net.init, KEY, x, state, t, span))
+    inside = lambda name: {"params": params["params"][name]}  # noqa: E731
+    code = numpy_sinusoid(t, 6)
+    code = code if combine == "none" else np.concatenate([code, numpy_sinusoid(span, 6)], -1)
+    code = numpy_dense(params, 1, FORMULAS["mish"](numpy_dense(params, 0, code)))
+    seen = state
+    for i in range(len(cond)):
+        seen = numpy_dense(inside("MLP_0"), i, seen)
+        seen = FORMULAS["silu"](seen) if i < len(cond) - 1 else seen
+    code, seen = np.broadcast_to(code, (3, 4, 6)), np.broadcast_to(seen[:, None], (3, 4, seen.shape[-1]))
+    joint = {"add": lambda: [code + seen], "multiply": lambda: [code * seen]}.get(combine, lambda: [code, seen])()
+    y = np.concatenate([x.reshape(3, 4, 4), *joint], -1)
+    if residual:
+        of = inside("ResidualMLP_0")
+        y = numpy_dense(of, 0, y)
+        y = y + numpy_dense(of, 2, FORMULAS["silu"](numpy_dense(of, 1, FORMULAS["silu"](y))))
+    else:
+        of = inside("MLP_1")
+        for i in range(3):
+            y = FORMULAS["silu"](numpy_dense(of, i, y))
+    ours = jax.jit(net.apply)(params, x, state, t, span)
+    np.testing.assert_allclose(ours.out, numpy_dense(of, 3, y).reshape(x.shape), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(ours.time, code, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.cond, seen, rtol=1e-4, atol=1e-4)
+    alone = jax.jit(net.apply)(params, x[:, 2], state, t[0, 2], span[0, 2])
+    np.testing.assert_allclose(alone.out, ours.out[:, 2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["add", "multiply"])
+def test_codes_of_unlike_width_cannot_be_combined(combine):
+    for cond in ((), (8, 5)):
+        net = Denoiser((8, 8, 8), time_dim=6, cond=cond, combine=combine)
+        with pytest.raises(ConfigError, match=rf"to {combine} time and state.*make the last size in cond 6"):
+            jax.eval_shape(net.init, KEY, jnp.zeros((1, 2, 2)), jnp.zeros((1, 3)), jnp.ones(1), jnp.ones(1))
 
 
 @pytest.mark.parametrize("hidden", [(8, 8), (8, 4, 8), ()])
@@ -203,10 +280,11 @@ def test_encoder_sizes(name, convolutions, flat, width):
         lambda: MLP((2,), norm="befor").init(KEY, jnp.zeros(3)),
         lambda: MLP((2,), weights="ortogonal").init(KEY, jnp.zeros(3)),
         lambda: encoder("impala_smal"),
+        lambda: Denoiser(combine="concate").init(KEY, jnp.zeros((1, 2, 2)), jnp.zeros((1, 3)), jnp.ones(1)),
     ],
 )
 def test_unknown_names(make):
-    with pytest.raises(UnknownName, match=r"nearest: (relu|tanh|before|orthogonal|impala_small)"):
+    with pytest.raises(UnknownName, match=r"nearest: (relu|tanh|before|orthogonal|impala_small|concat)"):
         make()
 
 
@@ -228,4 +306,6 @@ def test_dtype_follows_x64(x64):
             params = jax.eval_shape(net.init, key, given)
             assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {dtype}
             assert jax.eval_shape(net.apply, params, given).dtype == dtype
+        given = jnp.zeros((2, 2, 3)), x, jnp.zeros(2)
+        assert {u.dtype for u in jax.tree.leaves(jax.eval_shape(Denoiser().init_with_output, key, *given))} == {dtype}
         assert sinusoidal(jnp.zeros(3), 8).dtype == dtype

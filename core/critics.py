@@ -1,0 +1,83 @@
+"""What learners of chunk policies share about values: networks of critics, and transitions as those read them.
+
+Axes: B batch, S state, H steps of a chunk, A action, E critics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+
+from core.config import ConfigError, choose
+from core.networks import MLP, Net, ResidualMLP, ensemble
+from core.types import Array, Observation, Transition
+
+TimeLimit = Literal["bootstrap", "terminate"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The defaults are the critics of DPPO (arXiv:2409.00588)."""
+
+    hidden: tuple[int, ...] = (256, 256, 256)
+    activation: str = "mish"
+    residual: bool = True  # hidden sizes are then equal and odd in number
+    norm: Literal["none", "before", "after"] = "none"  # LayerNorm beside activations; residual: inside the blocks
+
+    def module(self) -> nn.Module:
+        if self.residual:
+            return ResidualMLP((*self.hidden, 1), self.activation, norm=self.norm != "none")
+        return MLP((*self.hidden, 1), self.activation, norm=self.norm)
+
+
+def of_chunks(network: Network, size: int = 2) -> Net:
+    """E = `size` critics (params, s f32[B, S], chunk f32[B, H, A]) -> f32[E, B]; parameters lead with E."""
+    critics = ensemble(network.module(), size)
+
+    def flat(chunk: Array) -> Array:
+        return chunk.reshape(len(chunk), -1)
+
+    return Net(
+        lambda key, state, chunk: critics.init(key, state, flat(chunk)),
+        lambda params, state, chunk: critics.apply(params, state, flat(chunk))[..., 0],
+    )
+
+
+def of_states(network: Network) -> Net:
+    """One value (params, s f32[..., S]) -> f32[...]."""
+    module = network.module()
+    return Net(module.init, lambda params, state: module.apply(params, state)[..., 0])
+
+
+class Batch(NamedTuple):
+    """Transitions as critics and chunk policies read them."""
+
+    state: Array  # f32[B, S]
+    action: Array  # f32[B, H, A]
+    reward: Array  # f32[B] scaled
+    next_state: Array  # f32[B, S]
+    terminated: Array  # bool[B] as `value_ends` says
+
+
+def value_ends(t: Transition, time_limit: str) -> Array:
+    """bool[...]: nothing is worth anything after this; by "terminate", which many published runs used, a cut too."""
+    ends = {"bootstrap": t.terminated, "terminate": t.terminated | t.truncated}
+    return choose("time limit", time_limit, ends)
+
+
+def to_batch(
+    t: Transition, read: Callable[[Observation], Array], chunk: Callable[[Array], Array], scale: float, time_limit: str
+) -> Batch:
+    """Args: read: a network's input f32[B, S]; chunk: actions normalised f32[B, H, A]; scale: of the rewards."""
+    return Batch(read(t.obs), chunk(t.action), scale * t.reward, read(t.next_obs), value_ends(t, time_limit))
+
+
+def check(discount: float, tau: float = 1.0, reward_scale: float = 1.0) -> None:
+    """Raises: ConfigError for options that no critic can learn with."""
+    if not 0 <= discount <= 1 or not 0 < tau <= 1 or reward_scale <= 0:
+        raise ConfigError(
+            f"discount {discount} must lie in [0, 1], tau {tau} in (0, 1], reward_scale {reward_scale} above 0"
+        )
