@@ -64,11 +64,13 @@ class Case:
         return [key for key in self._arrays if key.startswith(prefix)]
 
     def has(self, key: str) -> bool:
-        return key in self._arrays
+        """Whether there is such an array, or such a hyper-parameter in the JSON string."""
+        return key in self._arrays or key in self._hyper
 
     def ignore(self, *keys: str) -> None:
-        """Count arrays as read, where they are there: they say nothing that others do not."""
+        """Count arrays and hyper-parameters as read, where they are there: they say nothing that others do not."""
         self._read.update(key for key in keys if key in self._arrays)
+        self._read.update(f"{HYPER}/{key}" for key in keys if key in self._hyper)
 
     def groups(self) -> list[str]:
         """First parts of the slashed names, in order."""
@@ -87,6 +89,12 @@ class Case:
             self._read.add(f"{HYPER}/{name}")
             return self._hyper[name]
         return self.read(f"hp.{name}").item()
+
+    def agree(self, name: str, value) -> None:
+        """Raises: Uncheckable when a hyper-parameter says otherwise than `value`, which the arrays say."""
+        said = self.hyper(name)
+        if said != value:
+            raise Uncheckable(f"hyper-parameter '{name}' is {said}, but the arrays say {value}")
 
     def check(self, name: str, ours, key: str, rtol: float, atol: float, note: str = "") -> None:
         """Compare with an array of the file and keep the row."""

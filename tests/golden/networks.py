@@ -22,7 +22,8 @@ def _numbers(case: Case, pattern: str) -> list[int]:
     return sorted({int(match[1]) for match in (re.fullmatch(pattern, key) for key in case.keys("")) if match})
 
 
-def _linear(case: Case, prefix: str) -> dict:
+def linear(case: Case, prefix: str) -> dict:
+    """A Dense layer's parameters, kernel = weight^T."""
     return {"kernel": jnp.asarray(case.read(f"{prefix}.weight").T), "bias": jnp.asarray(case.read(f"{prefix}.bias"))}
 
 
@@ -30,11 +31,11 @@ def _norm(case: Case, prefix: str) -> dict:
     return {"scale": jnp.asarray(case.read(f"{prefix}.weight")), "bias": jnp.asarray(case.read(f"{prefix}.bias"))}
 
 
-def _plain(case: Case, prefix: str):
+def plain(case: Case, prefix: str):
     """(network by activation, its parameters) of `<prefix>.moduleList.<i>`."""
     numbers = _numbers(case, re.escape(prefix) + r"moduleList\.(\d+)\.linear_1\.weight")
     layers = [f"{prefix}moduleList.{i}" for i in numbers]
-    params = {f"Dense_{i}": _linear(case, f"{layer}.linear_1") for i, layer in enumerate(layers)}
+    params = {f"Dense_{i}": linear(case, f"{layer}.linear_1") for i, layer in enumerate(layers)}
     norms = [layer for layer in layers if case.has(f"{layer}.norm_1.weight")]
     params |= {f"LayerNorm_{i}": _norm(case, f"{layer}.norm_1") for i, layer in enumerate(norms)}
     sizes = tuple(len(params[f"Dense_{i}"]["bias"]) for i in range(len(layers)))
@@ -43,12 +44,12 @@ def _plain(case: Case, prefix: str):
     return lambda act, final: MLP(sizes, act, final, norm="before" if norms else "none"), {"params": params}
 
 
-def _residual(case: Case, prefix: str):
+def residual(case: Case, prefix: str):
     """(network by activation, its parameters) of `<prefix>layers.<i>`."""
     first, *blocks, last = _numbers(case, re.escape(prefix) + r"layers\.(\d+)\.(?:l1\.)?weight")
     order = [f"{prefix}layers.{first}"]
     order += [f"{prefix}layers.{i}.{part}" for i in blocks for part in ("l1", "l2")] + [f"{prefix}layers.{last}"]
-    params = {f"Dense_{i}": _linear(case, name) for i, name in enumerate(order)}
+    params = {f"Dense_{i}": linear(case, name) for i, name in enumerate(order)}
     names = [f"{prefix}layers.{i}.{part}" for i in blocks for part in ("norm1", "norm2")]
     norms = [name for name in names if case.has(f"{name}.weight")]
     params |= {f"LayerNorm_{i}": _norm(case, name) for i, name in enumerate(norms)}
@@ -60,7 +61,7 @@ def _residual(case: Case, prefix: str):
 
 def _network(case: Case, group: str) -> None:
     """Compare one network's output; an activation that its name does not say is found by trying."""
-    make, params = (_residual if case.keys(f"{group}/layers.") else _plain)(case, f"{group}/")
+    make, params = (residual if case.keys(f"{group}/layers.") else plain)(case, f"{group}/")
     x, reference = jnp.asarray(case.read(f"{group}/in")), case.read(f"{group}/out")
     said = [name for name in ACTIVATIONS if name in group.split("_")]
     tried = [(act, "identity") for act in said or ACTIVATIONS]
@@ -76,7 +77,7 @@ def _network(case: Case, group: str) -> None:
 
 
 def _noise_net(case: Case, group: str, low: float, high: float) -> None:
-    make, params = _plain(case, f"{group}/mlp_logvar.")
+    make, params = plain(case, f"{group}/mlp_logvar.")
     raw = make("tanh", "identity").apply(params, jnp.asarray(case.read(f"{group}/in")))
     ours = {"raw_logvar": raw, "std": squashed_std(raw, low, high)}
     ours |= {"logvar_min": 2 * np.log(low), "logvar_max": 2 * np.log(high)}

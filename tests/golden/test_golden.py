@@ -10,8 +10,9 @@ import pytest
 
 from tests.golden import d4rl
 from tests.golden.__main__ import check, main
-from tests.golden.case import Uncheckable, compare
+from tests.golden.case import HYPER, Uncheckable, compare
 from tests.golden.oracle import write
+from tests.golden.oracle_chains import write_dppo, write_reinflow
 
 HERE = Path(__file__).parent
 FILES = sorted([*HERE.glob("*.npz"), *HERE.glob("*.json")])
@@ -24,6 +25,15 @@ def altered(tmp_path, name, change):
     change(arrays)
     np.savez(tmp_path / name, **arrays)
     return tmp_path / name
+
+
+def said(**hyper):
+    """A change of hyper-parameters in the JSON string."""
+
+    def change(arrays):
+        arrays[HYPER] = np.asarray(json.dumps({**json.loads(str(arrays[HYPER])), **hyper}))
+
+    return change
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
@@ -46,6 +56,54 @@ def test_unseen_cases_pass(tmp_path, options):
 
 
 @pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (
+            write_reinflow,
+            {
+                "inference_steps": 8, "ft_denoising_steps": 3, "noise_scheduler_type": "vp", "use_bc_loss": True,
+                "normalize_denoising_horizon": False, "normalize_act_space_dimension": False, "bc_coeff": 0.1,
+                "account_for_initial_stochasticity": False, "logprob_min": -40.0, "logprob_max": 40.0,
+            },
+        ),
+        (
+            write_reinflow,
+            {
+                "ft_denoising_steps": 2, "noise_scheduler_type": "lin", "min_logprob_denoising_std": 0.04,
+                "min_sampling_denoising_std": 0.05, "learn_explore_time_embedding": True, "time_dim_explore": 3,
+                "logprob_min": -0.1, "logprob_max": 0.8,
+            },
+        ),
+        (
+            write_reinflow,
+            {
+                "kind": "shortcut", "embed_combination": "add", "cond_mlp_dims": [5, 4], "inference_steps": 2,
+                "ft_denoising_steps": 2, "clip_intermediate_actions": False,
+            },
+        ),
+        (
+            write_dppo,
+            {
+                "denoising_steps": 20, "ddim_steps": 4, "ft_denoising_steps": 4, "use_ddim": True, "eta": 1.0,
+                "eps_clip_value": 0.8,
+            },
+        ),
+        (
+            write_dppo,
+            {
+                "denoising_steps": 10, "ft_denoising_steps": 4, "use_bc_loss": True, "norm_adv": False,
+                "reward_horizon": 1, "cond_mlp_dims": [5, 3], "residual": False, "mlp_dims": [6, 6],
+            },
+        ),
+    ],
+    ids=["vp W2", "lin table", "add", "ddim", "imitation"],
+)  # fmt: skip
+def test_unseen_chains_pass(tmp_path, write, options):
+    """By NumPy, in float64, with gradients by differences: options that the stored files do not have."""
+    assert check(write(tmp_path / f"{write.__name__[6:]}_other.npz", **options)) == 0
+
+
+@pytest.mark.parametrize(
     ("name", "key", "factor"),
     [
         ("d4rl_flat_to_transitions.npz", "d4rl_qlearning.next_observations", 1 + 1e-6),
@@ -61,6 +119,33 @@ def test_unseen_cases_pass(tmp_path, options):
         ("util_03_network_blocks.npz", "net_res_mish_ln/layers.1.norm1.weight", 1.01),
         ("util_03_network_blocks.npz", "noise_net/std", 1 + 1e-4),
         ("util_04_adamw.npz", "adamw_wd1e-2/params", 1 + 1e-4),
+        ("bc_01_reflow_uniform.npz", "t", 1.01),
+        ("bc_01_reflow_uniform.npz", "loss", 1 + 1e-4),
+        ("bc_01_reflow_uniform.npz", "grad_net/mlp_mean.layers.1.l2.weight", 1.01),
+        ("bc_02_reflow_logitnormal_plain.npz", "net/cond_mlp.moduleList.0.linear_1.weight", 1.01),
+        ("bc_02_reflow_logitnormal_plain.npz", "sample/action_K_noclip", 1 + 1e-4),
+        ("bc_05_shortcut_concat.npz", "draw/t_idx", 2),
+        ("bc_05_shortcut_concat.npz", "batch/v_target", 1 + 1e-3),
+        ("bc_05_shortcut_concat.npz", "grad_net/t_emb.0.bias", 1.01),
+        ("bc_06_ddpm_K20_eps.npz", "schedule/ddpm_mu_coef2", 1 + 1e-4),
+        ("bc_06_ddpm_K20_eps.npz", "eps", 1.01),
+        ("dppo_02_ddpm_K5_ft5_clip_schedule.npz", "sample_train/x_init", 1.01),
+        ("dppo_02_ddpm_K5_ft5_clip_schedule.npz", "loss_in/advantages", 1.1),
+        ("dppo_02_ddpm_K5_ft5_clip_schedule.npz", "loss_aux/clip_per_sample", 1.01),
+        ("dppo_04_ddim_100to5_ft3.npz", "actor_frozen/mlp_mean.layers.0.bias", 1.1),
+        ("dppo_04_ddim_100to5_ft3.npz", "schedule/ddim_alphas_prev", 1 + 1e-4),
+        ("dppo_06_ddpm_ft1_nan.npz", "grad_actor/mlp_mean.layers.2.bias", 1.01),
+        ("reinflow_03_reflow_K1.npz", "sample_train/logprob", 1 + 1e-4),
+        ("reinflow_03_reflow_K1.npz", "actor_current/explore_noise_net.mlp_logvar.moduleList.0.linear_1.weight", 1.1),
+        ("reinflow_04_shortcut_K2_concat_plainMLP.npz", "loss_in/oldvalues", 1.5),
+        ("reinflow_04_shortcut_K2_concat_plainMLP.npz", "grad_critic/Q1.layers.2.bias", 1.01),
+        ("reinflow_06_reflow_K3_state_only_noise.npz", "check/mean_ratio_recomputed_vs_sampled", 1 + 1e-4),
+        ("reinflow_06_reflow_K3_state_only_noise.npz", "recompute_behavior/entropy_rate", 1 + 1e-4),
+        ("util_01_gae_reward_scaling.npz", "gae_scale0_itr1/values", 1.01),
+        ("util_01_gae_reward_scaling.npz", "gae_scale1_itr1/rms_count", 1 + 1e-8),
+        ("util_01_gae_reward_scaling.npz", "gae_scale1_itr0/last_value", 1.01),
+        ("util_02_schedules.npz", "lr/hopper_actor", 1 + 1e-4),
+        ("util_02_schedules.npz", "noise/learn_decay_ant/params_max_min_hold_ratio_n", 0.9),
     ],
 )
 def test_a_changed_array_is_a_miss(tmp_path, name, key, factor):
@@ -142,6 +227,20 @@ def test_nan_is_a_miss(tmp_path):
         ("util_03_network_blocks.npz", lambda a: a.update({"attention/in": np.ones(3)}), "attention/in"),
         ("util_03_network_blocks.npz", lambda a: a.update({"net_mlp/scale": np.ones(3)}), "net_mlp/scale"),
         ("util_04_adamw.npz", lambda a: a.update({"lion_wd0/p0": np.ones(3)}), "lion_wd0/p0"),
+        ("bc_01_reflow_uniform.npz", lambda a: a.update({"sample/steps": np.ones(3)}), "sample/steps"),
+        ("bc_01_reflow_uniform.npz", said(mlp_dims=[32, 32]), "'mlp_dims' is [32, 32], but the arrays say"),
+        ("bc_01_reflow_uniform.npz", said(temperature=2.0), "temperature"),
+        ("bc_01_reflow_uniform.npz", said(kind="gmm BC"), "gmm BC"),
+        ("bc_05_shortcut_concat.npz", said(max_denoising_steps=3), "exponents up to 1"),
+        ("bc_05_shortcut_concat.npz", said(sample_time_grid="linspace(0,2,K)"), "time grid"),
+        ("dppo_06_ddpm_ft1_nan.npz", said(ent_coef=0.1), "entropy_weight must be 0"),
+        ("dppo_06_ddpm_ft1_nan.npz", said(ft_denoising_steps=11), "tuned 11"),
+        ("reinflow_03_reflow_K1.npz", lambda a: a.update({"loss_out/drift": np.ones(())}), "drift"),
+        ("reinflow_03_reflow_K1.npz", said(noise_scheduler_type="cosine"), "cosine"),
+        ("reinflow_03_reflow_K1.npz", said(act_max=2.0), "'act_max' is 2.0"),
+        ("reinflow_03_reflow_K1.npz", said(kind="meanflow"), "meanflow"),
+        ("util_01_gae_reward_scaling.npz", said(epsilon=1e-6), "'epsilon' is 1e-06"),
+        ("util_02_schedules.npz", lambda a: a.update({"lr/new": np.ones(3)}), "lr/new"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(tmp_path, capsys, name, change, message):
