@@ -5,10 +5,14 @@ The defaults in `algos/*.py` are the papers' own; a preset says only what differ
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import algos
-from experiments.options import EvalOptions, OnlineOptions, Train
+from core.config import ConfigError, choose
+from core.critics import Network
+from envs.registry import Options
+from experiments.options import EvalOptions, OnlineOptions, PresetName, Train
 
 
 def million() -> dict[str, Any]:
@@ -48,11 +52,172 @@ def ppo(task: str) -> dict[str, Any]:
     return chosen
 
 
+# --- policies of action chunks ---
+# full: the published sizes.  cpu: smaller networks, rollouts and budgets, nothing else.  published: full, with a time
+# limit counted as the end of the task, as the published curves have it.
+ROBOTS = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
+CPU_BODY = (128, 128, 128)
+
+
+def _robot(task: str) -> str:
+    """Which of the published robots, or none."""
+    name = task.partition("/")[2].partition("-")[0]
+    return name if task.startswith("mujoco/") and name in ROBOTS else ""
+
+
+def chain_bc(task: str, size: str) -> dict[str, Any]:
+    # ReinFlow (commit aed2819), pre-training of rectified flow: epochs at batch 128 over D4RL's 1M transitions, which
+    # are 7,812 updates each; AdamW with decay 1e-6; the average copies for 20 epochs.  It has no file for halfcheetah:
+    # hopper's is taken.  The rate's cycle of 3000 epochs leaves it constant.
+    config, env = algos.load("chain_bc"), Options(chunk=4)
+    if size == "cpu" or not (robot := _robot(task)):
+        body = CPU_BODY if size == "cpu" else (512, 512, 512)
+        chosen = config.Config(net=config.Net(hidden=body), ema_start=10_000)
+        return {"config": chosen, "env": env, "steps": 20_000}
+    epochs = {"hopper": 40, "walker2d": 80, "halfcheetah": 40, "ant": 50, "humanoid": 100}[robot]
+    chosen = config.Config(lr=5e-4 if robot == "humanoid" else 1e-3, ema_start=20 * 7_812)
+    return {"config": chosen, "env": env, "steps": epochs * 7_800, "epoch": 2_600, "save_every": 26_000 * epochs // 10,
+            "eval": EvalOptions(every=26_000 * epochs // 10)}  # fmt: skip
+
+
+def _fine_tuning(algo: str, task: str, size: str, items: int, iterations: int = 900, **config: Any) -> dict[str, Any]:
+    """Shared by ReinFlow, DPPO and Gaussian PPO, which in robots differ in `items` per chunk and in their configs.
+
+    40 simulators, 500 chunks of 4 in an iteration, four minibatches of 50,000 items, five times over.
+    """
+    module = algos.load(algo)
+    config["time_limit"] = "terminate" if size == "published" else "bootstrap"
+    if size == "cpu":
+        # 10,000 environment steps and 200 small gradient steps an iteration
+        config |= {"batch_size": 250 * items, "epochs": 10, "net": replace(module.Config().net, hidden=CPU_BODY)}
+        config |= {"duplicates": 2 if "duplicates" in config else 1, "critic": Network(hidden=CPU_BODY)}
+        online, epoch, iterations = OnlineOptions(envs=20, length=125), 10_000, 50
+    else:
+        online, epoch = OnlineOptions(envs=40, length=500), 80_000
+    return {
+        "config": module.Config(**config), "env": Options(chunk=4), "online": online, "steps": iterations * epoch,
+        "epoch": epoch, "save_every": 5 * epoch, "eval": EvalOptions(every=5 * epoch, episodes=40, envs=20),
+    }  # fmt: skip
+
+
+def reinflow(task: str, size: str) -> dict[str, Any]:
+    if not (robot := _robot(task)):
+        return _manipulation("reinflow", task, size)
+    # ReinFlow's configs for D4RL (commit aed2819): 1000 iterations, humanoid 200, of which every tenth only evaluates;
+    # rates from 2e-5 to 4.5e-5 (critic 3e-4 to 6.5e-4) and back in 100 iterations after a warm-up of 10, here 90 and 9
+    own = {
+        "hopper": {},
+        "walker2d": {"actor_lr": 4e-4, "critic_lr": 4e-3, "lr_cycle": 0, "critic_warmup": 5},
+        "halfcheetah": {"actor_lr": 3e-5, "actor_lr_min": 1.5e-5, "critic_lr": 3e-4, "critic_lr_min": 1.5e-4,
+                        "critic_decay": 1e-4, "critic_warmup": 10},
+        "ant": {"std_min": 0.08, "std_max": 0.16},
+        "humanoid": {"std_min": 0.08, "std_max": 0.16},
+    }[robot]  # fmt: skip
+    iterations = 180 if robot == "humanoid" else 900
+    decay = 50 if size == "cpu" else iterations
+    config = {"duplicates": 10, "lr_cycle": 90, "lr_warmup": 9, "noise_decay": decay, **own}
+    return _fine_tuning("reinflow", task, size, 1, iterations, **config)
+
+
+def dppo(task: str, size: str) -> dict[str, Any]:
+    if not _robot(task):
+        return _manipulation("dppo", task, size)
+    # Ren et al. 2024, gym configs (commit cc7234a): the last 10 of 20 steps, constant rates
+    return _fine_tuning("dppo", task, size, 10)
+
+
+def gaussian_ppo(task: str, size: str) -> dict[str, Any]:
+    if not _robot(task):
+        return _manipulation("gaussian_ppo", task, size)
+    # the same skeleton and rates; as many gradient steps by visiting each chunk ten times
+    return _fine_tuning("gaussian_ppo", task, size, 1, duplicates=10)
+
+
+def _manipulation(algo: str, task: str, size: str) -> dict[str, Any]:
+    # ours, found on a CPU: short episodes that end at success, rewards at most 0 and a bonus for success, so that
+    # success comes soon.  Meta-World pays 0 to 10 a step, OGBench's single tasks -1 or 0.
+    module = algos.load(algo)
+    config: dict[str, Any] = {"batch_size": 500, "epochs": 10, "success_bonus": 10.0}
+    config |= {"actor_lr": 3e-4, "critic": Network(hidden=CPU_BODY)}
+    if task.startswith("metaworld/"):
+        config["reward_shift"] = -10.0
+    if algo == "reinflow":
+        config |= {"actor_lr_min": 3e-4, "critic_lr": 1e-3, "critic_lr_min": 1e-3, "duplicates": 1, "clip": 0.02}
+        config |= {"std_min": 0.08, "std_max": 0.2, "entropy_weight": 0.0}
+    if algo == "dppo":
+        config |= {"batch_size": 5_000}
+    if size == "cpu":
+        config["net"] = replace(module.Config().net, hidden=CPU_BODY)
+    if size == "published":
+        config["time_limit"] = "terminate"
+    return {
+        "config": module.Config(**config), "env": Options(chunk=4, end_at_success=True),
+        "online": OnlineOptions(envs=20, length=50), "steps": 500_000, "epoch": 20_000, "save_every": 100_000,
+        "eval": EvalOptions(every=100_000, episodes=20, envs=20),
+    }  # fmt: skip
+
+
+def _dppo_tree(algo: str, size: str, utd: float, **config: Any) -> dict[str, Any]:
+    # Ren et al. 2024, configs of the DPPO tree for hopper-, walker2d- and halfcheetah-v2 (commit cc7234a): chunks of 4,
+    # 40 simulators, 1000 iterations of 500 chunks each, of which every tenth only evaluates; batches of 1000, rewards
+    # times 0.01, a replay of 1M.  `utd`, per chunk, is their replay ratio over the batch.
+    module, cpu = algos.load(algo), size == "cpu"
+    chosen = {"batch_size": 250 if cpu else 1_000, "reward_scale": 0.01, **config}
+    chosen["time_limit"] = "terminate" if size == "published" else "bootstrap"
+    if cpu:
+        chosen |= {"net": replace(module.Config().net, hidden=CPU_BODY), "critic": Network(hidden=CPU_BODY)}
+    online = OnlineOptions(envs=20, length=125, utd=4 * utd) if cpu else OnlineOptions(envs=40, length=500, utd=utd)
+    epoch = online.envs * online.length * 4
+    return {
+        "config": module.Config(**chosen), "env": Options(chunk=4), "online": online,
+        "steps": (50 if cpu else 900) * epoch, "epoch": epoch, "save_every": 10 * epoch,
+        "eval": EvalOptions(every=10 * epoch, episodes=40, envs=20 if cpu else 40),
+    }  # fmt: skip
+
+
+def dql(task: str, size: str) -> dict[str, Any]:
+    # replay ratio 16, so 320 updates an iteration; the actor waits for four of them
+    return _dppo_tree("dql", size, 0.016, actor_start=1_280) if task.startswith("mujoco/") else {}
+
+
+def idql(task: str, size: str) -> dict[str, Any]:
+    # replay ratio 128, so 2,560 updates an iteration; 20 proposals also where it explores, as its agent has it
+    return _dppo_tree("idql", size, 0.128, actor_start=10_240, explore_samples=20) if task.startswith("mujoco/") else {}
+
+
+def dawr(task: str, size: str) -> dict[str, Any]:
+    if task.startswith("mujoco/"):
+        return _dppo_tree("dawr", size, 1.0)  # on-policy: its replay ratio of 64 is an option of its own
+    return {"online": OnlineOptions(envs=16, length=50), "steps": 160_000, "epoch": 3_200, "save_every": 16_000,
+            "eval": EvalOptions(every=16_000)}  # fmt: skip
+
+
+def fql(task: str, size: str) -> dict[str, Any]:
+    # ReinFlow's port on D4RL (arXiv:2505.22094): chunks of 4, 200k updates on the data; then, from that run, one
+    # update for each of 570k chunks of one simulator.  Straight from a chain_bc run, online: --config.flow-acts 10_000.
+    if not task.startswith("mujoco/"):
+        return {}
+    return {
+        "config": algos.load("fql").Config(time_limit="terminate" if size == "published" else "bootstrap"),
+        "env": Options(chunk=4), "steps": 200_000, "save_every": 20_000, "eval": EvalOptions(every=20_000),
+    }  # fmt: skip
+
+
 PRESETS = {"td3_bc": td3_bc, "bc": bc, "sac": sac, "ppo": ppo}
+SIZED = {
+    "chain_bc": chain_bc, "reinflow": reinflow, "dppo": dppo, "gaussian_ppo": gaussian_ppo,
+    "fql": fql, "idql": idql, "dql": dql, "dawr": dawr,
+}  # fmt: skip
 
 
-def preset(algo: str, task: str) -> Train:
-    """What `rheostat train ALGO TASK` runs when no option is given."""
+def preset(algo: str, task: str, size: PresetName = "full") -> Train:
+    """What `rheostat train ALGO TASK` runs when no option is given.
+
+    Raises: ConfigError for a size that the algorithm does not have; UnknownName.
+    """
+    choose("preset", size, dict.fromkeys(get_args(PresetName)))
+    if size != "full" and algo not in SIZED:
+        raise ConfigError(f"{algo} has one preset only: leave --preset {size} out")
     config = algos.load(algo).Config()
-    options = PRESETS[algo](task) if algo in PRESETS else {}
-    return Train(**{"config": config, **options})
+    options = SIZED[algo](task, size) if algo in SIZED else PRESETS[algo](task) if algo in PRESETS else {}
+    return Train(**{"config": config, "preset": size, **options})
