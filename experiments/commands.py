@@ -5,6 +5,7 @@ A command imports what it needs when it runs; parsing imports jax for `train` on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,8 @@ examples, on a dataset and by acting:
   rheostat collect metaworld/push --episodes 100 --noise 0.5 --out data/push.npz
   rheostat train td3_bc metaworld/push --data.path data/push.npz --seeds 0 1 2 3
   rheostat train sac mujoco/hopper-v5 --seeds 0
+
+--from RUN starts where another run ended, with its policy and --env options, in algorithms that can
 """
 
 
@@ -47,16 +50,28 @@ def train(args: list[str]) -> None:
         return
     algo, task, *rest = args
     registry.check(task)
+    default = preset(algo, task, _value(rest, "--preset") or "full")
+    if parent := _value(rest, "--from"):
+        from experiments import parents
+
+        default = parents.defaults(algo, default, parent)
     chosen = tyro.cli(
-        options.Train, args=rest, default=preset(algo, task), prog=f"rheostat train {algo} {task}",
+        options.Train, args=rest, default=default, prog=f"rheostat train {algo} {task}",
         description=f"Train {algo} on {task}.  The defaults are the preset's.",
     )  # fmt: skip
-    if chosen.data.path and chosen.online != preset(algo, task).online:
+    if chosen.data.path and chosen.online != default.online:
         raise ConfigError("--online options are for training without a dataset; leave them or --data.path out")
     _jax()
     from experiments.train import train
 
     print(f"done: {train(algo, task, chosen)}")
+
+
+def _value(args: list[str], option: str) -> str:
+    """What the words of a command line give an option, before they are parsed; "" for nothing."""
+    values = [word.partition("=")[2] for word in args if word.startswith(f"{option}=")]
+    values += [after for word, after in itertools.pairwise(args) if word == option]
+    return values[-1] if values else ""
 
 
 def resume(
@@ -86,6 +101,7 @@ def evaluate(
     seed: int = 2_000_000,
     checkpoint: int | None = None,
     best: bool = False,
+    walk_steps: int = 0,
 ) -> None:
     """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl.
 
@@ -96,11 +112,12 @@ def evaluate(
         seed: base of the episodes' seeds; other numbers than in training give fresh ones.
         checkpoint: judge the one at this step; default the last.
         best: judge the checkpoint with the best score in training.
+        walk_steps: denoising steps to act with, for policies that have some; 0: as in training.
     """
     _jax(acting=True)
     from experiments.evaluate import evaluate
 
-    evaluate(run, episodes, envs, seed, checkpoint, best)
+    evaluate(run, episodes, envs, seed, checkpoint, best, walk_steps)
 
 
 def collect(

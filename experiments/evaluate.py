@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from core.config import ConfigError
@@ -11,34 +12,52 @@ from experiments import options, runs
 from experiments.job import Job
 
 
-def checkpoint(folder: str | Path, step: int | None = None, best: bool = False) -> tuple[Job, int, RunState]:
+def checkpoint(
+    folder: str | Path, step: int | None = None, best: bool = False, walk_steps: int = 0
+) -> tuple[Job, int, RunState]:
     """A run, and the state at its last, best or given checkpoint.
 
-    Raises: ConfigError when both a step and the best are asked for, or there is no such checkpoint.
+    Args: walk_steps: denoising steps to act with, instead of the run's own.
+    Raises: ConfigError when both a step and the best are asked for, there is no such checkpoint, or no chain to walk.
     """
     if best and step is not None:
         raise ConfigError(f"--best and --checkpoint {step} both choose a checkpoint; leave one of them out")
     run = runs.load(folder)
-    job = Job(run)
+    job = Job(_walking(run, walk_steps) if walk_steps else run)
     if best:
         step = job.checkpoints.best()
         if step is None:
             raise ConfigError(f"{folder} has no checkpoint with a score yet")
-    return job, *job.restore(job.identity(runs.data_hash(run.folder)), step)
+    return job, *job.restore(runs.identity(run), step)
+
+
+def _walking(run: runs.Run, steps: int) -> runs.Run:
+    config = run.train.config
+    if not hasattr(config, "walk"):
+        raise ConfigError(f"--walk-steps {steps}: {run.algo} has no denoising steps")
+    config = replace(config, walk=replace(config.walk, steps=steps))
+    return run._replace(train=replace(run.train, config=config))
 
 
 def evaluate(
-    folder: str | Path, episodes: int, envs: int, seed: int, step: int | None = None, best: bool = False
+    folder: str | Path,
+    episodes: int,
+    envs: int,
+    seed: int,
+    step: int | None = None,
+    best: bool = False,
+    walk_steps: int = 0,
 ) -> list[dict]:
     """Play `episodes` fresh episodes per seed, print and append them to RUN/eval_fresh.jsonl; returns the rows."""
-    job, step, state = checkpoint(folder, step, best)
+    job, step, state = checkpoint(folder, step, best, walk_steps)
     options.check_evaluation(episodes, envs, seed, job.chosen.eval.tasks, prefix="--")
     evaluator = job.evaluator(envs, episodes)
     try:
         rows = job.judge(evaluator, state, step, seed)
     finally:
         evaluator.env.close()
-    rows = [{**row, "eval_seed": seed} for row in rows]
+    walked = {"walk_steps": walk_steps} if walk_steps else {}
+    rows = [{**row, "eval_seed": seed, **walked} for row in rows]
     for row in rows:
         print(
             f"seed {row['seed']}  step {step}  {row['episodes']} episodes  return {row['return']:.2f}  "

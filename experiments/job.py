@@ -18,10 +18,10 @@ from core.checkpoint import CheckpointError, Checkpoints
 from core.config import ConfigError
 from core.evaluate import Evaluator, Judged
 from core.rollout import JaxBatch
-from core.types import RunState, Start
+from core.types import RunState
 from envs import datasets
 from envs.readers.files import memory
-from experiments import options
+from experiments import options, parents
 from experiments.runs import Run
 
 
@@ -41,13 +41,14 @@ class Job:
             raise ConfigError(f"{run.task} has tasks 1 to {self.spec.num_tasks}, not {run.train.eval.tasks}")
         self.algorithm = algos.load(run.algo).make(run.train.config, self.spec)
         self.plan = None if run.train.data.path else self._plan()
-        width = 1 if self.spec.pixels else self.spec.frame_shape[0]
-        # until there are data its shapes count, and the number of environments
-        norm = dataset.identity_norm(width, self.spec.action_dim)
-        self.start = Start(norm, self.plan.num_envs if self.plan else 1)
-        self.template = jax.eval_shape(lambda: loop.begin(self.algorithm, self.start, self.chosen.seeds))
+        self.parent = parents.of(run)
+        if self.parent and not run.folder:
+            parents.check(run, self.spec, self.parent)
+        self.start = parents.outset(run, self.spec)
+        self.template = parents.template(run, self.spec)
         self.data, self.world, self.card = None, None, {"sha256": ""}
-        self.place(run.folder)
+        if run.folder:
+            self.place(run.folder)
 
     def _plan(self) -> online.Plan:
         """An iteration of the online loop, as the options say."""
@@ -63,12 +64,13 @@ class Job:
                 f"--online.utd {chosen.utd} times {chosen.envs} environments times {chosen.length} steps must be a "
                 f"whole number of updates, at least 1"
             )
-        plan = online.Plan(chosen.envs, chosen.length, 1 if on_policy else round(updates), chosen.warmup, chosen.replay)
+        updates, chunk = 1 if on_policy else round(updates), max(self.spec.chunk, 1)
+        plan = online.Plan(chosen.envs, chosen.length, updates, chosen.warmup, chosen.replay, chunk)
         online.check(self.algorithm, plan, self.spec)
         if self.chosen.epoch % plan.steps:
             raise ConfigError(
                 f"--epoch {self.chosen.epoch} is not a whole number of iterations of {plan.steps} steps "
-                f"(--online.envs {chosen.envs} times --online.length {chosen.length})"
+                f"(--online.envs {chosen.envs} times --online.length {chosen.length}, by chunks of {chunk})"
             )
         if plan.warmup >= self.chosen.steps:
             raise ConfigError(f"--online.warmup {plan.warmup} leaves none of --steps {self.chosen.steps} to learn in")
@@ -82,10 +84,14 @@ class Job:
         self.experience = Checkpoints(folder / "experience", 2) if self.plan else None
 
     def identity(self, data_hash: str) -> str:
-        return options.identity(self.run.algo, self.run.task, self.chosen, data_hash)
+        parent = self.parent and self.parent.card
+        return options.identity(self.run.algo, self.run.task, self.chosen, data_hash, parent)
 
     def prepare(self) -> None:
-        """Make ready what a run learns from: its environments, or its dataset."""
+        """Make ready what a run learns from: its parent's state, and its environments or its dataset."""
+        if self.parent:
+            state = parents.state(self.parent, self.spec, len(self.chosen.seeds))
+            self.start = self.start._replace(parent=state)
         if self.plan:
             self._admit_replay()
             online.trace(self.algorithm, self.start, self.chosen.seeds, self.spec, self.plan)
@@ -123,10 +129,12 @@ class Job:
         self.run = self.run._replace(train=self.chosen)
         source, config = self.chosen.data, self.chosen.config
         self.data, self.card = datasets.read(source.path, self.spec, None if source.any_task else self.run.task)
-        self.start = Start(dataset.norm(self.data, config.state_norm, config.action_norm))
+        self.start = self.start._replace(
+            norm=dataset.norm(self.data, config.state_norm, config.action_norm, config.norm_floor)
+        )
         extra = self.algorithm.prepare(self.data, self.start) if self.algorithm.prepare else ()
         usable = self.algorithm.eligible(self.data) if self.algorithm.eligible else None
-        sampler = None if usable is None else sampling.alias_table(usable)
+        sampler = None if usable is None or np.all(usable) else sampling.alias_table(usable)
         self.on_device = batches.data(self.data, self.start.norm, sampler, extra=extra)
         jax.eval_shape(loop.epoch(self.algorithm, 1), self.template, self.on_device)  # refuses what only tracing shows
 

@@ -55,9 +55,13 @@ def _runs(root: Path | None) -> list[str]:
     for folder in runs.find(root or "runs"):
         try:
             runs.load(folder)
+            parent = runs.parent(folder)
         except ConfigError as error:
             lines.append(f"{folder}  {error}")
             continue
         last = runs.status(folder)
-        lines.append(f"{folder}  {last.get('state', 'created')}  {last.get('step', 0)}/{last.get('steps', '?')}")
+        origin = f"  from {parent['run']} at {parent['step']}" if parent else ""
+        lines.append(
+            f"{folder}  {last.get('state', 'created')}  {last.get('step', 0)}/{last.get('steps', '?')}{origin}"
+        )
     return lines or [f"no runs below {root or 'runs'}; make one: rheostat train ALGO TASK"]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from core.config import ConfigError, changed, fingerprint, require_finite
 from core.metrics import require_sink
 from envs.registry import Options
+
+PresetName = Literal["full", "cpu", "published"]  # see `experiments.presets`
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class OnlineOptions:
     """An iteration without a dataset: the environments take steps, then the algorithm learns."""
 
     envs: int = 1  # environments per seed
-    length: int = 1  # steps of each in an iteration
-    utd: float = 1.0  # off-policy: gradient updates per environment step
+    length: int = 1  # actions of each in an iteration; a chunk is one
+    utd: float = 1.0  # off-policy: gradient updates per action
     warmup: int = 0  # off-policy: environment steps of uniformly random actions before the first update
     replay: int = 1_000_000  # off-policy: transitions kept per seed
 
@@ -41,6 +45,8 @@ class Train:
     """One run: some seeds of one algorithm on one task."""
 
     config: Any  # the algorithm's own options
+    parent: Annotated[str, tyro.conf.arg(name="from", metavar="RUN", help="run folder to start from, at its end")] = ""
+    preset: PresetName = "full"  # where the defaults come from: of full size, for a CPU, or by the published protocol
     data: DataOptions = field(default_factory=DataOptions)
     online: OnlineOptions = field(default_factory=OnlineOptions)  # where no dataset is named
     env: Options = field(default_factory=Options)
@@ -93,18 +99,21 @@ def check(train: Train) -> None:
         require_sink(kind)
 
 
-def method(algo: str, task: str, train: Train, data_hash: str) -> str:
+def method(algo: str, task: str, train: Train, data_hash: str, parent: dict[str, Any] | None = None) -> str:
     """Fingerprint of all that determines a seed's numbers: not where they are written, nor by how many processes.
 
+    Args: parent: of the run that this one starts from, its identity and step, as in meta.json.
     Options at their defaults do not enter, so that an option which a later version adds changes no fingerprint.
     """
     env = replace(train.env, workers=0, threads=0, host=False)
     chosen = {"config": changed(train.config), "env": changed(env)}
     if not train.data.path:
         chosen["online"] = changed(train.online)
+    if parent:
+        chosen["parent"] = {key: parent[key] for key in ("identity", "step")}
     return fingerprint({"algo": algo, "task": task, "data": data_hash, **chosen})
 
 
-def identity(algo: str, task: str, train: Train, data_hash: str) -> str:
+def identity(algo: str, task: str, train: Train, data_hash: str, parent: dict[str, Any] | None = None) -> str:
     """Fingerprint of a run's state: its method and its seeds."""
-    return fingerprint({"method": method(algo, task, train, data_hash), "seeds": list(train.seeds)})
+    return fingerprint({"method": method(algo, task, train, data_hash, parent), "seeds": list(train.seeds)})

@@ -82,7 +82,7 @@ def groups(folders: Sequence[Path]) -> list[Group]:
     for folder in sorted(unique.values()):
         try:
             run = runs.load(folder)
-            method = options.method(run.algo, run.task, run.train, runs.data_hash(folder))
+            method = options.method(run.algo, run.task, run.train, runs.data_hash(folder), runs.parent(folder))
         except ConfigError as error:
             print(f"left out: {folder}: {error}", file=sys.stderr)
             continue

@@ -1,7 +1,7 @@
 """Run folders: where everything of a run lies, and what state it is in.
 
 runs/<algo>/<task>/<name>/  config.json  meta.json  status.json  metrics.jsonl  eval.jsonl  ckpt/
-and experience/ of an online run, eval_fresh.jsonl once it is judged again
+and experience/ of an online run, eval_fresh.jsonl once it is judged again, parent/ of one that starts from another
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +23,18 @@ import algos
 from core.config import ConfigError, from_dict, to_dict
 from core.locks import held
 from core.metrics import write_json
+from experiments import options
 from experiments.options import Train
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "mujoco", "gymnasium", "metaworld", "ogbench"
 )  # fmt: skip
+CARD = ("run", "algo", "step", "identity")  # of the run that another started from, in meta.json
+PARENT = "parent"  # folder in a run folder: what is kept of the run that it started from
 
 
 class Run(NamedTuple):
-    folder: Path
+    folder: Path | None  # None until it has begun
     algo: str
     task: str
     train: Train
@@ -114,15 +118,30 @@ def set_status(folder: Path, state: str, **more: Any) -> None:
 
 def data_hash(folder: Path) -> str:
     """SHA-256 of the data that a run was made with, from its meta.json."""
+    return _meta(folder, lambda meta: meta["data"]["sha256"])
+
+
+def parent(folder: Path) -> dict[str, Any] | None:
+    """From meta.json: run, algo, step and identity of the run that this one started from, None without one."""
+    return _meta(folder, lambda meta: {key: meta["parent"][key] for key in CARD} if meta.get("parent") else None)
+
+
+def _meta(folder: Path, read: Callable[[Any], Any]) -> Any:
     try:
-        return json.loads((folder / "meta.json").read_text())["data"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read(json.loads((folder / "meta.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'meta.json'} is missing or damaged ({error}); restore it") from None
 
 
+def identity(run: Run) -> str:
+    """The fingerprint that the checkpoints of a run carry."""
+    return options.identity(run.algo, run.task, run.train, data_hash(run.folder), parent(run.folder))
+
+
 def find(root: str | Path = "runs") -> list[Path]:
-    """All run folders below `root`, sorted."""
-    return sorted(path.parent for path in Path(root).rglob("config.json"))
+    """All run folders below `root`, sorted; not those that are kept in others."""
+    found = [path.parent for path in Path(root).rglob("config.json")]
+    return sorted(one for one in found if one == Path(root) or not (one.parent / "config.json").is_file())
 
 
 def now() -> str:

@@ -18,7 +18,7 @@ from core.dataset import DataError
 from core.locks import alone
 from core.metrics import Lines, Progress, read_lines, sink
 from core.types import RunState
-from experiments import options, runs
+from experiments import options, parents, runs
 from experiments.job import Job
 from experiments.runs import Failed, Run, Stopped
 
@@ -51,15 +51,16 @@ def train(algo: str, task: str, chosen: options.Train, quiet: bool = False) -> P
 
     Raises: ConfigError for whatever is refused, before anything is written; Stopped after a signal; Failed.
     """
-    job = Job(Run(Path(chosen.out), algo, task, chosen))
+    if chosen.parent:
+        chosen = dataclasses.replace(chosen, parent=str(Path(chosen.parent).absolute()))
+    job = Job(Run(None, algo, task, chosen))
     job.prepare()
     identity = job.identity(job.card["sha256"])
     job.place(Path(chosen.out) / algo / task / (chosen.name or identity[:8]))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     with _Live(job, identity, quiet) as live:
-        runs.create(
-            job.run, {**runs.provenance(), "device": device, "data": {"path": job.chosen.data.path, **job.card}}
-        )
+        meta = {**runs.provenance(), "device": device, "data": {"path": job.chosen.data.path, **job.card}}
+        runs.create(job.run, {**meta, "parent": job.parent.card} if job.parent else meta)
         with alone(job.run.folder):
             live.go(job.begin(), 0)
     return job.run.folder
@@ -159,6 +160,10 @@ class _Live:
         runs.save(self.run._replace(train=chosen))
         self.job.drop_after(step)
         self.progress.say(f"{self.run.algo} on {self.run.task}, seeds {' '.join(map(str, chosen.seeds))} -> {folder}")
+        if self.job.parent:
+            if not step:
+                self.progress.say(parents.told(self.job.parent))
+            parents.keep(self.job.parent, folder)
         self.metrics, self.evals = (Lines(folder / name, resume_at=step) for name in ("metrics.jsonl", "eval.jsonl"))
         self.sinks = [sink(kind, folder, "-".join(folder.parts[-4:])) for kind in chosen.sinks]
         self.progress.stage("compiling")

@@ -9,7 +9,7 @@ from core import online
 from core.checkpoint import Checkpoints
 from experiments.cli import main
 from experiments.evaluate import evaluate
-from tests.experiments.test_runs import final, untimed
+from tests.experiments.test_runs import ON_POLICY, final, net_hidden, untimed
 
 SMALL = [
     "--eval.episodes", "2", "--eval.envs", "2", "--config.hidden", "8", "--config.batch-size", "16",
@@ -48,6 +48,15 @@ def test_resumed_equals_never_stopped(case, tmp_path):
     assert final(folder)["digest"] == final(straight)["digest"]
     kept = [Checkpoints(f / "experience") for f in (folder, straight)]
     assert kept[0].meta(64)["digest"] == kept[1].meta(64)["digest"]
+
+
+@pytest.mark.parametrize("algo", [name for name in ON_POLICY if name != "ppo"])
+def test_policies_of_chunks_train_by_acting(algo, tmp_path):
+    options = [net_hidden(word) for word in SMALL] + ["--online.length", "4", "--env.chunk", "2"]
+    assert train(tmp_path, algo, "toy/match", options, 64) == 0
+    rows = untimed(tmp_path / algo / "toy/match" / "run")
+    assert [row["step"] for row in rows] == [32, 64]  # a chunk counts as its two steps
+    assert all(np.isfinite(row["episode/return"]) for row in rows[1:])
 
 
 def test_a_simulator_that_cannot_be_read_out_begins_new_episodes(tmp_path, monkeypatch, capsys):
