@@ -40,10 +40,10 @@ class Job:
         if any(not 1 <= task <= self.spec.num_tasks for task in run.train.eval.tasks):
             raise ConfigError(f"{run.task} has tasks 1 to {self.spec.num_tasks}, not {run.train.eval.tasks}")
         self.algorithm = algos.load(run.algo).make(run.train.config, self.spec)
-        self.plan = None if run.train.data.path else self._plan()
         self.parent = parents.of(run)
         if self.parent and not run.folder:
             parents.check(run, self.spec, self.parent)
+        self.plan = None if run.train.data.path else self._plan()
         self.start = parents.outset(run, self.spec)
         self.template = parents.template(run, self.spec)
         self.data, self.world, self.card = None, None, {"sha256": ""}

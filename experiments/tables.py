@@ -30,6 +30,7 @@ class Row(NamedTuple):
     algo: str
     task: str  # or "all n tasks"
     runs: str  # their names
+    preset: str  # full, or of which other size their defaults were
     metric: str
     seeds: str  # seeds that have finished / seeds that were started
     steps: int | None  # at the final evaluation
@@ -94,7 +95,7 @@ def _best(group: Group, metric: Metric) -> tuple[float, float, int | None]:
 def _row(scores: _Scores, metric: Metric) -> Row:
     group, chosen = scores.group, scores.group.members[0].train
     return Row(
-        group.algo, group.task, group.names, metric, f"{len(group.finished)}/{len(group.curves)}", chosen.steps,
+        group.algo, group.task, group.names, chosen.preset, metric, f"{len(group.finished)}/{len(group.curves)}", chosen.steps,
         chosen.eval.episodes, *mean_se(scores.final), *_last(summary([scores.last])), scores.k, *_best(group, metric),
     )  # fmt: skip
 
@@ -126,8 +127,9 @@ def _aggregates(scores: list[_Scores], metric: Metric) -> list[Row]:
                 {one.group.members[0].train.eval.episodes for one in parts},
             )
         )
+        presets = "/".join(sorted({one.group.members[0].train.preset for one in parts}))
         table.append(Row(
-            algo, f"all {len(tasks)} tasks", "", metric, seeds, steps, episodes, finals.mean, finals.se,
+            algo, f"all {len(tasks)} tasks", "", presets, metric, seeds, steps, episodes, finals.mean, finals.se,
             *_last(lasts), min(one.k for one in parts), math.nan, math.nan, None,
         ))  # fmt: skip
     return table
@@ -161,6 +163,7 @@ def _columns(table: list[Row]) -> dict[str, list[str]]:
         "algorithm": lambda r: r.algo,
         "task": lambda r: r.task,
         "runs": lambda r: r.runs or "-",
+        "preset": lambda r: r.preset,
         "seeds": lambda r: r.seeds,
         "steps": lambda r: count(r.steps),
         "episodes": lambda r: count(r.episodes),

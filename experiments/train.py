@@ -170,8 +170,9 @@ class _Live:
         state, self.program = self.job.program(state)
         self.progress.say(f"compiled in {self.program.seconds:.1f} s")
         self.progress.start_at(step)
-        due = step and (step % chosen.eval.every == 0 or step == chosen.steps)
-        if due and not _evaluated(folder, step, chosen.seeds):  # it ended between saving and evaluating
+        # what a run starts from is judged first; and what it ended with between saving and evaluating
+        due = step % chosen.eval.every == 0 or step == chosen.steps if step else bool(self.job.parent)
+        if due and not _evaluated(folder, step, chosen.seeds):
             self.evals = Lines(self.evals.path, resume_at=step - 1)
             if not self._evaluate(state):
                 self._stop()
@@ -223,7 +224,8 @@ class _Live:
         sound = [row for row in rows if not row["failed"]]
         if sound:
             score = float(np.mean([row["return"] for row in sound]))
-            self.job.checkpoints.score(self.step, score)
+            if self.step:  # the start has no checkpoint
+                self.job.checkpoints.score(self.step, score)
             self.note = f"return {score:.1f}  success {np.mean([row['success'] for row in sound]):.2f}"
         self.progress.stage("training")
         return True
