@@ -94,8 +94,9 @@ def _best(group: Group, metric: Metric) -> tuple[float, float, int | None]:
 
 def _row(scores: _Scores, metric: Metric) -> Row:
     group, chosen = scores.group, scores.group.members[0].train
+    seeds = f"{len(group.finished)}/{len(group.curves)}"
     return Row(
-        group.algo, group.task, group.names, chosen.preset, metric, f"{len(group.finished)}/{len(group.curves)}", chosen.steps,
+        group.algo, group.task, group.names, chosen.preset, metric, seeds, chosen.steps,
         chosen.eval.episodes, *mean_se(scores.final), *_last(summary([scores.last])), scores.k, *_best(group, metric),
     )  # fmt: skip
 
@@ -229,7 +230,7 @@ def latex(table: list[Row]) -> str:
     It is wide, so the runs are named only where an algorithm has several rows of a task, and episodes not at all.
     """
     told_apart = len({(r.algo, r.task) for r in table}) == len(table)
-    left_out, texts = (("runs", "episodes"), 2) if told_apart else (("episodes",), 3)
+    left_out, texts = (("runs", "episodes"), 3) if told_apart else (("episodes",), 4)
     columns = {heading: cells for heading, cells in _columns(table).items() if heading not in left_out}
     body = [" & ".join(map(escape, line)) + r" \\" for line in zip(*columns.values(), strict=True)]
     aggregate = [r.aggregate for r in table]

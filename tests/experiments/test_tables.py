@@ -100,7 +100,7 @@ def test_a_task_without_constants_has_no_score_and_stops_no_other(tmp_path, caps
         made(tmp_path / "runs", task, FIVE)
     *_, toy, both = table = tables.rows([tmp_path / "runs"], 1, "score")
     assert (toy.task, toy.seeds, both.task) == ("toy/match", "5/5", "all 2 tasks")
-    assert "| td3_bc | toy/match | run | 5/5 | 30 | 20 | - | - (k = 1) | - | - | - | - |" in tables.markdown(table)
+    assert "| td3_bc | toy/match | run | full | 5/5 | 30 | 20 | - | - (k = 1) | - | - | - | - |" in tables.markdown(table)
     plotted = ["plot", str(tmp_path / "runs"), "--metric", "score", "--out", str(tmp_path / "c.png")]
     assert main(plotted) == 0
     assert "left out: toy/match, which have no normalised score" in capsys.readouterr().err
@@ -147,8 +147,8 @@ def test_latex_tells_configurations_apart(tmp_path):
     made(tmp_path, "toy/match", FIVE, "a_1")
     made(tmp_path, "toy/match", FIVE, "b", alpha=1.0)
     text = tables.tables([tmp_path], 1, "return", None, "latex")
-    assert r"td3\_bc & toy/match & a\_1 & 5/5" in text
-    assert r"\begin{tabular}{lllrr" in text
+    assert r"td3\_bc & toy/match & a\_1 & full & 5/5" in text
+    assert r"\begin{tabular}{llllrr" in text
 
 
 def test_all_formats_say_the_same(tmp_path, capsys):
@@ -176,7 +176,7 @@ def test_latex_is_escaped_and_rectangular(tmp_path):
     columns = text[text.index("{ll") + 1 : text.index("}", text.index("{ll"))]
     assert [line.count(" & ") for line in lines] == [len(columns) - 1] * 4
     assert all(line.endswith(r"\\") for line in lines)
-    assert r"td3\_bc & toy/match & 5/5" in text
+    assert r"td3\_bc & toy/match & full & 5/5" in text
     assert body.count(r"\midrule") == 2
     assert tables.escape("a_b & 50% ±\\") == r"a\_b \& 50\% $\pm$\textbackslash{}"
 

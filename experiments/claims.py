@@ -1,0 +1,113 @@
+"""ReinFlow's claims computed as its abstract does, on the published figures and on runs of ours.
+
+`python -m experiments.claims RUN ...` prints the growth and the seconds per iteration of fine-tuning runs that judged
+their start (those begun by --from), beside what `experiments/published/reinflow.csv` says.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from core.metrics import read_lines
+from experiments import runs
+from experiments.statistics import mean, stratified
+
+PUBLISHED = Path(__file__).parent / "published" / "reinflow.csv"
+SLIP = ("ant-v2", "ReinFlow-S")  # its cell in the authors' sheet repeats ReinFlow-R's
+
+
+class Published(NamedTuple):
+    task: str
+    method: str
+    start: float
+    end: float
+    seconds: float  # per iteration
+
+    @property
+    def growth(self) -> float:
+        return self.end / self.start - 1
+
+
+def published() -> dict[tuple[str, str], Published]:
+    """By task and method."""
+    with PUBLISHED.open() as file:
+        rows = [
+            Published(r["task"], r["method"], float(r["start"]), float(r["end"]), float(r["seconds_per_iteration"]))
+            for r in csv.DictReader(file)
+        ]
+    return {(row.task, row.method): row for row in rows}
+
+
+def growth(methods: tuple[str, ...], slip: bool = False) -> float:
+    """Mean net growth of return over tasks and methods; slip: with the sheet's repeated cell, as published."""
+    rows = published()
+    cells = [row for row in rows.values() if row.method in methods]
+    taken = [rows[row.task, "ReinFlow-R"] if slip and (row.task, row.method) == SLIP else row for row in cells]
+    return float(np.mean([row.growth for row in taken]))
+
+
+def saving(methods: tuple[str, ...]) -> float:
+    """Mean reduction of the seconds per iteration against DPPO's over tasks and methods."""
+    rows = published()
+    cells = [row for row in rows.values() if row.method in methods]
+    return float(np.mean([1 - row.seconds / rows[row.task, "DPPO"].seconds for row in cells]))
+
+
+class Measured(NamedTuple):
+    name: str
+    task: str
+    preset: str
+    metric: str
+    start: np.ndarray  # f64[seeds]
+    end: np.ndarray
+    seconds: float  # per 10,000 environment steps of each seed, median over epochs
+
+    @property
+    def change(self) -> np.ndarray:
+        """Net growth of a return, gain in success, by seed."""
+        return self.end - self.start if self.metric == "success" else self.end / self.start - 1
+
+
+def measured(folder: Path) -> Measured | None:
+    """A run's start and end; None where it did not judge its start."""
+    run, by_seed = runs.load(folder), defaultdict(list)
+    metric = "return" if run.task.startswith("mujoco/") else "success"
+    for row in read_lines(folder / "eval.jsonl"):
+        by_seed[row["seed"]].append((row["step"], row[metric]))
+    if not by_seed or any(rows[0][0] != 0 for rows in by_seed.values()):
+        return None
+    start, end = (np.array([rows[at][1] for rows in by_seed.values()]) for at in (0, -1))
+    rates = [row["time/steps_per_second"] for row in read_lines(folder / "metrics.jsonl")]
+    seconds = float(10_000 / np.median(rates))
+    return Measured(f"{run.algo} {run.folder.name}", run.task, run.train.preset, metric, start, end, seconds)
+
+
+def main(folders: list[str]) -> None:
+    both = ("ReinFlow-R", "ReinFlow-S")
+    print("| published | growth | reduction of seconds per iteration |\n| --- | --- | --- |")
+    print(f"| the abstract's, with the slip | {growth(both, slip=True):.2%} | {saving(both):.2%} |")
+    for name, methods in (("both, corrected", both), ("ReinFlow-R", both[:1]), ("ReinFlow-S", both[1:])):
+        print(f"| {name} | {growth(methods):.2%} | {saving(methods):.2%} |")
+    print(f"| DPPO | {growth(('DPPO',)):.2%} | |")
+    found = {folder for root in folders for folder in runs.find(Path(root))}
+    rows = [row for row in map(measured, sorted(found)) if row]
+    print("\n| ours | task | preset | seeds | start | end | change | 95 % interval | s per 10,000 steps |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        low, high = stratified([row.change], mean) if len(row.change) > 1 else (np.nan, np.nan)
+        digits = "{:.2f}" if row.metric == "success" else "{:,.0f}"
+        start, end = (digits.format(x.mean()) for x in (row.start, row.end))
+        print(
+            f"| {row.name} | {row.task} | {row.preset} | {len(row.start)} | {start} | {end} | "
+            f"{row.change.mean():+.1%} | {low:+.1%} to {high:+.1%} | {row.seconds:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["runs"])

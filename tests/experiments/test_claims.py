@@ -1,0 +1,47 @@
+"""The abstract's figures come out of the authors' numbers, slip included; ours out of run folders."""
+
+import json
+
+import pytest
+
+from experiments import claims, runs
+from experiments.options import Train
+from experiments.presets import preset
+
+BOTH = ("ReinFlow-R", "ReinFlow-S")
+
+
+def test_the_abstract():
+    assert claims.growth(BOTH, slip=True) == pytest.approx(1.3536, abs=5e-5)
+    assert claims.saving(BOTH) == pytest.approx(0.8263, abs=5e-5)
+    assert claims.growth(BOTH) == pytest.approx(1.192, abs=5e-4)
+    assert claims.growth(BOTH[:1]) == pytest.approx(1.408, abs=5e-4)
+    assert claims.growth(BOTH[1:]) == pytest.approx(0.976, abs=5e-4)
+
+
+def made(folder, task, values, metric):
+    chosen: Train = preset("reinflow", task, "cpu")
+    runs.create(runs.Run(folder, "reinflow", task, chosen), {})
+    rows = [{"step": step, "seed": seed, metric: value, "failed": False} for (step, seed), value in values.items()]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates = [{"step": i, "seed": 0, "time/steps_per_second": rate} for i, rate in enumerate((1_000, 5_000, 2_000))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
+    return claims.measured(folder)
+
+
+def test_our_runs(tmp_path):
+    values = {(0, 0): 1000, (0, 1): 2000, (50, 0): 1100, (50, 1): 1900, (100, 0): 1500, (100, 1): 2500}
+    row = made(tmp_path / "hopper", "mujoco/hopper-v5", values, "return")
+    assert row.change == pytest.approx([0.5, 0.25])
+    assert (row.preset, row.seconds) == ("cpu", 5.0)
+    row = made(tmp_path / "window", "metaworld/window-open", {(0, 0): 0.25, (9, 0): 1.0}, "success")
+    assert row.change == pytest.approx([0.75])
+    assert made(tmp_path / "scratch", "mujoco/hopper-v5", {(50, 0): 1.0}, "return") is None
+
+
+def test_the_page(tmp_path, capsys):
+    made(tmp_path / "hopper", "mujoco/hopper-v5", {(0, 0): 1000, (0, 1): 2000, (9, 0): 2000, (9, 1): 2000}, "return")
+    claims.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "135.36%" in out
+    assert "| reinflow hopper | mujoco/hopper-v5 | cpu | 2 | 1,500 | 2,000 | +50.0% |" in out
