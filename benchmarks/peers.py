@@ -310,7 +310,234 @@ def sbx(name: str, num_envs: int, steps: int) -> Measure:
     return measure
 
 
-CONTENDERS = {f.__name__: f for f in (policy, gymnasium, envpool, bare, inside, d3rlpy, sbx)}
+# Fine-tuning of denoising policies in PyTorch, with the losses of ReinFlow and of DPPO.
+
+
+class Torch:
+    """A policy's and its critic's networks, and a rollout, as `benchmarks.chains` wrote them; eager, no compiler.
+
+    Axes: b items, N chunks, J items of a chunk, K steps of a chain, D numbers of a chunk of actions.
+    """
+
+    def __init__(self, path: str, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        with np.load(path) as file:
+            arrays = dict(file)
+        self.options = json.loads(str(arrays.pop("options")))
+        self.time, self.body, self.noise, self.critic = (
+            self._linears(arrays, part) for part in ("time", "body", "noise", "critic")
+        )
+        self.data = {name: torch.from_numpy(x) for name, x in arrays.items() if "/" not in name}
+        optimizer, o = torch.optim.AdamW, self.options
+        actor = itertools.chain(*(net.parameters() for net in (self.time, self.body, self.noise)))
+        self._actor = optimizer(actor, o["actor_lr"], weight_decay=o["actor_decay"], fused=True)
+        self._critic = optimizer(
+            self.critic.parameters(), o["critic_lr"], weight_decay=o["critic_decay"], fused=True
+        )  # fmt: skip
+
+    def _linears(self, arrays: dict[str, np.ndarray], part: str):
+        torch, layers = self.torch, self.torch.nn.ModuleList()
+        while f"{part}/{len(layers)}/kernel" in arrays:
+            kernel, bias = (torch.from_numpy(arrays[f"{part}/{len(layers)}/{name}"]) for name in ("kernel", "bias"))
+            layers.append(torch.nn.Linear(*kernel.shape))
+            layers[-1].weight.data, layers[-1].bias.data = kernel.T.contiguous(), bias
+        return layers
+
+    def code(self, time):
+        """The embedding [..., E] of times [...]."""
+        torch, half = self.torch, self.time[0].in_features // 2
+        angle = time[..., None] * torch.exp(torch.arange(half) * (-np.log(10000.0) / (half - 1)))
+        return self.time[1](torch.nn.functional.mish(self.time[0](torch.cat([angle.sin(), angle.cos()], -1))))
+
+    def log_density(self, x, mean, std):
+        return -0.5 * ((x - mean) / std) ** 2 - std.log() - 0.5 * np.log(2 * np.pi)
+
+    def items(self, rows):
+        """What a minibatch reads of the rollout: (level [b], the rest by name)."""
+        levels = self.data["log_prob"].shape[1]
+        row, level = rows // levels, rows % levels
+        found = {name: self.data[name][row] for name in ("state", "chain", "advantage", "ret")}
+        return level, found | {"log_prob": self.data["log_prob"][row, level]}
+
+    def step(self, rows) -> tuple[Any, Any]:
+        """A gradient step of both on a minibatch of items [b]: the losses of critic and actor before it."""
+        torch, o = self.torch, self.options
+        level, item = self.items(rows)
+        value = residual(self.critic, item["state"], torch.nn.functional.mish)[:, 0]
+        critic_loss = ((value - item["ret"]) ** 2).mean() / 2
+        self._critic.zero_grad()
+        (o["value_weight"] * critic_loss).backward()
+        self._critic.step()
+
+        log_prob, entropy = self.judge(item["state"], item["chain"], level)
+        advantage = item["advantage"]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8) * self.data["weight"][level]
+        ratio, clip = (log_prob - item["log_prob"]).exp(), self.data["clip"][level]
+        loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
+        actor_loss = loss - o["entropy_weight"] * entropy
+        self._actor.zero_grad()
+        actor_loss.backward()
+        self._actor.step()
+        return critic_loss, actor_loss
+
+    def update(self, size: int) -> Measure:
+        """One pass over the items in shuffled minibatches: seconds per gradient step."""
+        torch, total = self.torch, self.data["log_prob"].numel()
+
+        def measure() -> float:
+            began = time.perf_counter()
+            order = torch.randperm(total * self.options["duplicates"]) % total
+            whole = len(order) // size
+            for rows in order[: whole * size].split(size):
+                self.step(rows)
+            return (time.perf_counter() - began) / whole
+
+        self.step(torch.arange(min(size, total)))
+        return measure
+
+    def losses(self) -> Measure:
+        """Those of critic and actor before another step on all items at once."""
+        rows = self.torch.arange(self.data["log_prob"].numel())
+        return lambda: [x.item() for x in self.step(rows)]
+
+    def acting(self, size: int, calls: int) -> Measure:
+        """The exploring policy with the record that it leaves, NumPy in and out: microseconds per call."""
+        states = self.data["state"][:size].numpy()
+
+        def measure() -> float:
+            began = time.perf_counter()
+            for _ in range(calls):
+                self.play(self.torch.from_numpy(states))[0].numpy()
+            return 1e6 * (time.perf_counter() - began) / calls
+
+        with self.torch.inference_mode():
+            measure()
+        return self.torch.inference_mode()(measure)
+
+
+def residual(layers, x, activation):
+    """Dense, blocks y + L2(act(L1(act(y)))), Dense."""
+    first, *inner, last = layers
+    x = first(x)
+    for one, two in zip(inner[::2], inner[1::2], strict=True):
+        x = x + two(activation(one(activation(x))))
+    return last(x)
+
+
+class Reinflow(Torch):
+    """A rectified flow of K steps with learned noise; a chain is one item."""
+
+    def law(self, state, x, first: int = 0):
+        """(means, codes of the times) of steps from the `first` on: x [b, k, D] -> [b, k, D]."""
+        torch, steps, count = self.torch, self.data["chain"].shape[1] - 1, x.shape[1]
+        code = self.code((first + torch.arange(count)) / steps).expand(len(x), -1, -1)
+        velocity = residual(self.body, torch.cat([x, code, state], -1), torch.relu)
+        return (x + velocity / steps).clamp(-self.options["limit"], self.options["limit"]), code
+
+    def std(self, code, state):
+        raw = self.torch.cat([code.detach(), state], -1)
+        for layer in self.noise[:-1]:
+            raw = layer(raw).tanh()
+        low, high = np.log(self.options["std_min"]), np.log(self.options["std_max"])
+        return (low + (high - low) * (self.noise[-1](raw).tanh() + 1) / 2).exp()
+
+    def log_prob(self, chain, mean, std):
+        """(l [b], entropy [b])"""
+        start = self.log_density(chain[:, 0], 0.0, self.torch.ones(())).sum(-1)
+        total = start + self.log_density(chain[:, 1:], mean, std).sum((1, 2))
+        known = 0.5 + 0.5 * np.log(2 * np.pi)
+        entropy = std.log().sum((1, 2)) + known * chain[0].numel()
+        numbers = chain[0].numel()
+        return (total / numbers).clamp(self.options["log_prob_min"], self.options["log_prob_max"]), entropy / numbers
+
+    def judge(self, state, chain, level):
+        before = chain[:, :-1]
+        state = state[:, None].expand(-1, before.shape[1], -1)
+        mean, code = self.law(state, before)
+        log_prob, entropy = self.log_prob(chain, mean, self.std(code, state))
+        return log_prob, entropy.mean()
+
+    def play(self, state):
+        """(action [b, D], chain [b, K + 1, D], l [b])."""
+        torch, state = self.torch, state[:, None]
+        _, last, numbers = self.data["chain"].shape
+        states, means, stds = [torch.randn(len(state), 1, numbers)], [], []
+        for k in range(last - 1):
+            mean, code = self.law(state, states[-1], k)
+            std = self.std(code, state)
+            x = mean + std * torch.randn_like(mean).clamp(-self.options["noise_clip"], self.options["noise_clip"])
+            states.append(x.clamp(-1, 1) if k == last - 2 else x)
+            means.append(mean)
+            stds.append(std)
+        chain = torch.cat(states, 1)
+        log_prob, _ = self.log_prob(chain, torch.cat(means, 1), torch.cat(stds, 1))
+        return chain[:, -1].clamp(-1, 1), chain, log_prob
+
+
+class Dppo(Torch):
+    """A denoising diffusion of which the last J steps are tuned; each is an item."""
+
+    def __init__(self, path: str, threads: int):
+        super().__init__(path, threads)
+        beta, bar, before = self.data["schedule"]
+        # by diffusion time: the clean chunk of (state, prediction), and the mean of (clean chunk, state)
+        self._clean = self.torch.stack([1 / bar.sqrt(), (1 - bar).sqrt() / bar.sqrt()])
+        self._mean = self.torch.stack(
+            [beta * before.sqrt() / (1 - bar), (1 - before) * (1 - beta).sqrt() / (1 - bar)]
+        )  # fmt: skip
+        self._std = (beta * (1 - before) / (1 - bar)).clamp_min(1e-20).sqrt()
+        self._frozen = copy.deepcopy((self.time, self.body))
+
+    def law(self, state, x, k, code, body):
+        """(mean [b, D], std [b, 1]) of steps at diffusion times k [b] or []."""
+        predicted = residual(body, self.torch.cat([x, code.expand(len(x), -1), state], -1), self.torch.relu)
+        (of_x, of_predicted), (of_clean, also_x) = self._clean[:, k, None], self._mean[:, k, None]
+        clean = (of_x * x - of_predicted * predicted).clamp(-self.options["limit"], self.options["limit"])
+        return of_clean * clean + also_x * x, self._std[k, None]
+
+    def log_prob(self, after, mean, std):
+        each = self.log_density(after, mean, std.clamp_min(self.options["log_prob_std"]))
+        return each.clamp(self.options["log_prob_min"], self.options["log_prob_max"]).mean(-1)
+
+    def judge(self, state, chain, level):
+        rows, k = self.torch.arange(len(chain)), chain.shape[1] - 2 - level
+        mean, std = self.law(state, chain[rows, level], k, self.code(k), self.body)
+        return self.log_prob(chain[rows, level + 1], mean, std), 0.0
+
+    def play(self, state):
+        """(action [b, D], chain [b, J + 1, D], l [b, J])."""
+        torch, o, tuned = self.torch, self.options, self.data["log_prob"].shape[1]
+        x, states, log_probs = torch.randn(len(state), self.data["chain"].shape[2]), [], []
+        for k in reversed(range(len(self._std))):
+            k = torch.tensor(k)
+            if len(states) <= 1 and k == tuned - 1:
+                states = [x]
+            time, body = (self.time, self.body) if states else self._frozen
+            mean, std = self.law(state, x, k, self.code(k), body)
+            noise = torch.randn_like(mean).clamp(-o["noise_clip"], o["noise_clip"])
+            x = mean + std.clamp_min(o["sampling_std"]) * noise
+            if states:
+                states.append(x)
+                log_probs.append(self.log_prob(x, mean, std))
+        return x.clamp(-1, 1), torch.stack(states, 1), torch.stack(log_probs, 1)
+
+
+def torch_reinflow(path: str, what: str, threads: int, **sizes: int) -> Measure:
+    """ReinFlow.  Args: what: update, losses or acting, see `Torch`."""
+    return getattr(Reinflow(path, threads), what)(**sizes)
+
+
+def torch_dppo(path: str, what: str, threads: int, **sizes: int) -> Measure:
+    """DPPO.  Args: what: update, losses or acting, see `Torch`."""
+    return getattr(Dppo(path, threads), what)(**sizes)
+
+
+CONTENDERS = {
+    f.__name__: f for f in (policy, gymnasium, envpool, bare, inside, d3rlpy, sbx, torch_reinflow, torch_dppo)
+}  # fmt: skip
 
 
 def main() -> None:

@@ -75,12 +75,12 @@ class Measured(NamedTuple):
 
 
 def measured(folder: Path) -> Measured | None:
-    """A run's start and end; None where it did not judge its start."""
+    """A run's start and end; None where it did not judge its start, or has not come to its end."""
     run, by_seed = runs.load(folder), defaultdict(list)
     metric = "return" if run.task.startswith("mujoco/") else "success"
     for row in read_lines(folder / "eval.jsonl"):
         by_seed[row["seed"]].append((row["step"], row[metric]))
-    if not by_seed or any(rows[0][0] != 0 for rows in by_seed.values()):
+    if not by_seed or any((rows[0][0], rows[-1][0]) != (0, run.train.steps) for rows in by_seed.values()):
         return None
     start, end = (np.array([rows[at][1] for rows in by_seed.values()]) for at in (0, -1))
     rates = [row["time/steps_per_second"] for row in read_lines(folder / "metrics.jsonl")]

@@ -16,6 +16,7 @@ import envs
 from core import batches, dataset, loop, online, replay, sampling, sharding
 from core.checkpoint import CheckpointError, Checkpoints
 from core.config import ConfigError
+from core.dataset import DataError
 from core.evaluate import Evaluator, Judged
 from core.rollout import JaxBatch
 from core.types import RunState
@@ -134,6 +135,11 @@ class Job:
         )
         extra = self.algorithm.prepare(self.data, self.start) if self.algorithm.prepare else ()
         usable = self.algorithm.eligible(self.data) if self.algorithm.eligible else None
+        if usable is not None and not np.any(usable):
+            raise DataError(
+                f"{source.path} has no transition that {self.run.algo} can learn from: no episode is as long as "
+                f"--env.chunk {self.spec.chunk}; take a smaller chunk or longer episodes"
+            )
         sampler = None if usable is None or np.all(usable) else sampling.alias_table(usable)
         self.on_device = batches.data(self.data, self.start.norm, sampler, extra=extra)
         jax.eval_shape(loop.epoch(self.algorithm, 1), self.template, self.on_device)  # refuses what only tracing shows

@@ -273,7 +273,7 @@ def test_acting_draws_with_a_floor_that_the_likelihood_does_not_know():
     np.testing.assert_allclose(record.log_prob[:, 0], value, atol=1e-5)
     assert law.std.max() < 0.2 + 1e-6
     assert jnp.abs(record.chain[:, -1]).max() <= 1
-    np.testing.assert_array_equal(record.chain[:, 0], start)
+    np.testing.assert_allclose(record.chain[:, 0], start, rtol=1e-6)
 
 
 def test_a_policy_is_no_distance_from_itself():
@@ -325,10 +325,9 @@ def test_networks_have_the_published_sizes(obs_dim, action_dim, net, policy, noi
     start = Start(identity_norm(obs_dim, action_dim), 1)
     state = jax.eval_shape(lambda key: algorithm.init(key, start), KEY)
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))  # noqa: E731
-    ours = [count(x) for x in (state.actor.params["policy"], state.actor.params["noise"], state.critic.params)]
-    told = [
-        own if published is None else published for own, published in zip(ours, (policy, noise, critic), strict=True)
-    ]
+    nets = state.actor.params["policy"], state.actor.params["noise"], state.critic.params
+    ours, published = [count(net) for net in nets], (policy, noise, critic)
+    told = [own if size is None else size for own, size in zip(ours, published, strict=True)]
     assert ours == told
 
 
@@ -400,11 +399,11 @@ def test_times_that_differ_between_acting_and_judging_show(parent):
     def ratios(state):
         record = actors[1].play(state, obs, KEY)[1]
         judged = [actor.judge(state.actor.params, state, obs, record.chain, LEVEL) for actor in actors]
-        return [jnp.exp(now.log_prob - record.log_prob[:, 0]).mean() for now in judged]
+        return [jnp.abs(jnp.exp(now.log_prob - record.log_prob[:, 0]) - 1).max() for now in judged]
 
     left, inclusive = ratios(state)
-    assert abs(inclusive - 1) < 1e-5
-    assert abs(left - 1) > 1e-3
+    assert inclusive < 1e-5
+    assert left > 1e-2
 
 
 def test_it_improves_a_poor_policy(learnt):

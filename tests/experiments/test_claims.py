@@ -8,6 +8,7 @@ from experiments import claims, runs
 from experiments.options import Train
 from experiments.presets import preset
 
+END = 500_000  # steps of the preset
 BOTH = ("ReinFlow-R", "ReinFlow-S")
 
 
@@ -30,17 +31,20 @@ def made(folder, task, values, metric):
 
 
 def test_our_runs(tmp_path):
-    values = {(0, 0): 1000, (0, 1): 2000, (50, 0): 1100, (50, 1): 1900, (100, 0): 1500, (100, 1): 2500}
+    values = {(0, 0): 1000, (0, 1): 2000, (50, 0): 1100, (50, 1): 1900, (END, 0): 1500, (END, 1): 2500}
     row = made(tmp_path / "hopper", "mujoco/hopper-v5", values, "return")
     assert row.change == pytest.approx([0.5, 0.25])
     assert (row.preset, row.seconds) == ("cpu", 5.0)
-    row = made(tmp_path / "window", "metaworld/window-open", {(0, 0): 0.25, (9, 0): 1.0}, "success")
+    row = made(tmp_path / "window", "metaworld/window-open", {(0, 0): 0.25, (END, 0): 1.0}, "success")
     assert row.change == pytest.approx([0.75])
-    assert made(tmp_path / "scratch", "mujoco/hopper-v5", {(50, 0): 1.0}, "return") is None
+    assert made(tmp_path / "scratch", "mujoco/hopper-v5", {(END, 0): 1.0}, "return") is None
+    assert made(tmp_path / "unfinished", "mujoco/hopper-v5", {(0, 0): 1.0, (50, 0): 1.0}, "return") is None
 
 
 def test_the_page(tmp_path, capsys):
-    made(tmp_path / "hopper", "mujoco/hopper-v5", {(0, 0): 1000, (0, 1): 2000, (9, 0): 2000, (9, 1): 2000}, "return")
+    made(
+        tmp_path / "hopper", "mujoco/hopper-v5", {(0, 0): 1000, (0, 1): 2000, (END, 0): 2000, (END, 1): 2000}, "return"
+    )
     claims.main([str(tmp_path)])
     out = capsys.readouterr().out
     assert "135.36%" in out

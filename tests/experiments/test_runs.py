@@ -427,3 +427,9 @@ def test_help_and_lists(capsys):
 def test_parsing_imports_no_jax():
     code = "import sys; from experiments.cli import main; main(['list', 'tasks']); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_data_without_a_whole_chunk_are_refused(match_file, tmp_path, capsys):
+    command = arguments(match_file, tmp_path, "--env.chunk", "11", algo="chain_bc")  # episodes of 10 steps
+    assert main(command) != 0
+    assert "--env.chunk 11" in capsys.readouterr().err
