@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from core import algorithm, augment, batches, chain, dataset, diffusion, flow, optim
 from core.algorithm import Algorithm, as_input
 from core.chain import Move, Regression, Step
-from core.config import ConfigError, choose
+from core.config import ConfigError, choose, require_choices
 from core.losses import mse
 from core.networks import Denoised, Denoiser, encoder, float_dtype
 from core.optim import Trained
@@ -45,7 +45,7 @@ class Net:
     combine: Literal["concat", "add", "multiply"] = "concat"  # shortcut, meanflow: time's code with the state's
     levels: int = 20  # diffusion: times of the noising
     predicts: Literal["noise", "clean"] = "noise"  # diffusion
-    limit: float = 1.0  # flows: the means of all steps are clipped to +-limit (0: not); diffusion: the clean chunk
+    limit: float = 1.0  # flows: the means of all steps are clipped to +-limit; diffusion: the clean chunk; 0: not
     obs_limit: float = 0.0  # normalised states are clipped to +-obs_limit; 0: not
     encoder: str = "impala_small"  # of images
 
@@ -151,9 +151,10 @@ class Policy(NamedTuple):
             return flow.euler(field, flow.grid(steps, walk.grid), net.limit or jnp.inf)
         predict = lambda x, k: self.denoise(params, state, x, k).out  # noqa: E731
         schedule = diffusion.cosine(net.levels)
+        limit = net.limit or jnp.inf
         if walk.sampler == "ddpm":
-            return diffusion.ddpm(schedule, predict, net.predicts, net.limit)
-        return diffusion.ddim(schedule, predict, steps, eta, net.predicts, net.limit, noise_limit)
+            return diffusion.ddpm(schedule, predict, net.predicts, limit)
+        return diffusion.ddim(schedule, predict, steps, eta, net.predicts, limit, noise_limit)
 
     def noises(self, key: Key, size: int, steps: int) -> tuple[Array, Array]:
         """(start f32[B, H, A], normals f32[B, K, H, A]) of a chain."""
@@ -186,11 +187,19 @@ class Policy(NamedTuple):
 
 def policy(net: Net, spec: EnvSpec) -> Policy:
     """Raises: ConfigError, UnknownName for options that do not fit together."""
+    if min(net.limit, net.obs_limit) < 0:
+        raise ConfigError(f"limit {net.limit} and obs_limit {net.obs_limit} must be at least 0")
     spans = net.combine
     combine = {"reflow": "none", "diffusion": "none", "shortcut": spans, "meanflow": spans, "gaussian": "alone"}
     chosen = choose("family", net.family, combine)
     denoiser = Denoiser(net.hidden, net.activation, net.residual, net.time_dim, net.cond, chosen)
     return Policy(net, denoiser, encoder(net.encoder) if spec.pixels else None, (max(spec.chunk, 1), spec.action_dim))
+
+
+def require_images(pad: int, given: Policy) -> None:
+    """Raises: ConfigError for an augmentation of what is no image."""
+    if pad < 0 or (pad and not given.encoder):
+        raise ConfigError(f"augment {pad} shifts images by so many pixels; of states leave it at 0")
 
 
 def regression(params: PyTree, state: Array, x1: Array, key: Key, given: Policy, cfg: Config) -> Regression:
@@ -229,8 +238,15 @@ def loss(params: PyTree, norm: Norm, obs: Observation, fit: Regression, given: P
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned or discrete tasks, and for options that do not fit together."""
     algorithm.require(spec, "chain_bc", pixels=True, chunk=True)
+    require_choices(cfg)
     given = policy(cfg.net, spec)
     given.steps(cfg.walk)
+    require_images(cfg.augment, given)
+    for name in ("shortcut_share", "meanflow_instant"):
+        if not 0 <= (share := getattr(cfg, name)) <= 1:
+            raise ConfigError(f"{name} {share} must lie in [0, 1]")
+    if not 0 <= cfg.shortcut_highest <= 30:
+        raise ConfigError(f"shortcut_highest {cfg.shortcut_highest} must lie between 0 and 30: spans are 2^-b")
     lr = optim.warmup_cosine(cfg.lr_min, cfg.lr, cfg.lr_warmup, cfg.lr_cycle) if cfg.lr_cycle else cfg.lr
     tx = optim.adam(lr, weight_decay=cfg.weight_decay)
 

@@ -29,7 +29,7 @@ from algos import chain_bc
 from algos.chain_bc import Net, Policy, Walk
 from core import algorithm, augment, optim, running
 from core.algorithm import Algorithm
-from core.config import ConfigError
+from core.config import ConfigError, require_choices
 from core.critics import Network, TimeLimit, value_ends
 from core.losses import ppo_clip
 from core.optim import Trained
@@ -37,6 +37,8 @@ from core.returns import gae
 from core.rng import streams
 from core.running import RewardScale
 from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
+
+HIGHEST = "highest"  # precision of products: with a GPU's default, acting and updating disagree by 1e-3 in l
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ def actor_loss(
     params: PyTree, state: State, batch: Batch, key: Key, actor: Actor, cfg: Config
 ) -> tuple[Array, Metrics]:
     """L_pi - entropy_weight * entropy + bc_weight * regulariser of one minibatch -> (f32[], metrics)."""
-    judged = actor.judge(params, state, batch.obs, batch.chain, batch.level)
+    with jax.default_matmul_precision(HIGHEST):
+        judged = actor.judge(params, state, batch.obs, batch.chain, batch.level)
     advantage = batch.advantage
     if cfg.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std(ddof=1) + 1e-8)
@@ -176,19 +179,27 @@ def rate(high: float, low: float, cfg: Config) -> optim.Schedule:
     return optim.warmup_cosine(low, high, cfg.lr_warmup, cfg.lr_cycle) if cfg.lr_cycle else lambda iteration: high
 
 
-def check(cfg: Config, actor: Actor) -> None:
-    if min(cfg.epochs, cfg.duplicates) < 1 or cfg.clip <= 0 or not 0 <= cfg.lam <= 1:
+def check(cfg: Config, given: Policy, actor: Actor) -> None:
+    """Raises: ConfigError for options out of range; UnknownName."""
+    require_choices(cfg)
+    if min(cfg.epochs, cfg.duplicates) < 1 or cfg.batch_size < 2 or cfg.clip <= 0:
         raise ConfigError(
-            f"epochs {cfg.epochs} and duplicates {cfg.duplicates} must be at least 1, clip {cfg.clip} positive, "
-            f"lam {cfg.lam} in [0, 1]"
+            f"epochs {cfg.epochs} and duplicates {cfg.duplicates} must be at least 1, batch_size {cfg.batch_size} 2, "
+            f"clip {cfg.clip} positive"
         )
+    if not 0 <= cfg.lam <= 1 or not 0 <= cfg.discount <= 1:
+        raise ConfigError(f"lam {cfg.lam} and discount {cfg.discount} must lie in [0, 1]")
+    for name in ("value_weight", "value_clip", "entropy_weight", "bc_weight", "target_kl", "max_grad_norm", "augment"):
+        if (value := getattr(cfg, name)) < 0:
+            raise ConfigError(f"{name} {value} must be at least 0")
+    chain_bc.require_images(cfg.augment, given)
     if cfg.bc_weight and not actor.penalty:
         raise ConfigError("bc_weight: this policy has no regulariser, leave it at 0")
 
 
 def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
     """Raises: ConfigError for options out of range."""
-    check(cfg, actor)
+    check(cfg, given, actor)
     net, clip = critic(cfg, given), cfg.max_grad_norm
     # AdamW's step is proportional to the learning rate, which `optim.apply` puts in
     actor_tx, critic_tx = (
@@ -206,7 +217,7 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
 
     def advantages(state: State, t: Transition) -> tuple[RewardScale, Array, Array]:
         """(statistics, A, V) f32[T, B]."""
-        over, rewards = t.terminated | t.truncated, state.rewards
+        over, rewards = t.terminated | t.truncated, running.renewed(state.rewards, t.obs.step[0] == 0)
         executed = t.next_obs.step - t.obs.step  # a chunk stops where its episode ends
         reward = t.reward + cfg.reward_shift * executed + cfg.success_bonus * t.success
         if cfg.scale_rewards:
@@ -271,12 +282,14 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
 
         def one(row: tuple[Observation, Array]) -> Array:
             repeated = jax.tree.map(lambda x: jnp.repeat(x[None], actor.levels, axis=0), row)
-            return actor.judge(state.actor.params, state, *repeated, jnp.arange(actor.levels)).log_prob
+            with jax.default_matmul_precision(HIGHEST):
+                return actor.judge(state.actor.params, state, *repeated, jnp.arange(actor.levels)).log_prob
 
         return jax.lax.map(one, (obs, states), batch_size=256)
 
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        x, record = actor.play(state, obs, key)
+        with jax.default_matmul_precision(HIGHEST):
+            x, record = actor.play(state, obs, key)
         return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry, record)
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:

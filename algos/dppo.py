@@ -119,6 +119,15 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
             f"dppo's noise is not learned: entropy_weight must be 0, not {cfg.entropy_weight}; horizon {cfg.horizon} "
             f"must be at most the chunk's {max(spec.chunk, 1)} steps; sampling_std and log_prob_std must be positive"
         )
+    if (
+        not 0 <= cfg.advantage_low < cfg.advantage_high <= 1
+        or cfg.clip_rate <= 0
+        or cfg.log_prob_min >= cfg.log_prob_max
+    ):
+        raise ConfigError(
+            f"needs 0 <= advantage_low {cfg.advantage_low} < advantage_high {cfg.advantage_high} <= 1, clip_rate "
+            f"{cfg.clip_rate} > 0 and log_prob_min {cfg.log_prob_min} < log_prob_max {cfg.log_prob_max}"
+        )
     given = chain_bc.policy(cfg.net, spec)
     player = Player(cfg, given)
     last = cfg.final_clip or jnp.inf

@@ -37,6 +37,7 @@ from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, Observation, 
 
 PARENTS = ("chain_bc", "fql")
 INHERITS = ("net", "hidden", "activation", "critic")
+ONE_STEP = True  # what acts takes one step, whatever `walk` says of its teacher
 
 
 @dataclass(frozen=True)

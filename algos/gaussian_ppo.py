@@ -66,7 +66,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         return x, Record(jnp.stack([start, x], axis=1), log_prob(mean, log_std, x)[:, None])
 
     def best(state: State, obs: Observation, key: Key) -> Array:
-        return law(state.actor.params, state, obs)[0]
+        return jnp.clip(law(state.actor.params, state, obs)[0], -1, 1)  # as behaviour cloning ends its chains
 
     def judge(params: PyTree, state: State, obs: Observation, states: Array, level: Array) -> Judged:
         mean, log_std = law(params, state, obs)

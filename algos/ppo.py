@@ -140,7 +140,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         if size % cfg.batch_size:
             raise ConfigError(f"a rollout of {size} transitions does not fill whole minibatches of {cfg.batch_size}")
         # --- advantages ---
-        rewards, reward = state.rewards, t.reward
+        rewards, reward = running.renewed(state.rewards, t.obs.step[0] == 0), t.reward
         if cfg.normalize_reward:
             rewards, reward = running.scale_rewards(rewards, reward, t.terminated | t.truncated, cfg.discount)
         batch = to_batch(state, t, reward)

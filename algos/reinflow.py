@@ -180,15 +180,19 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
             f"needs 0 < std_min {cfg.std_min} <= std_max {cfg.std_max} and "
             f"log_prob_min {cfg.log_prob_min} < log_prob_max {cfg.log_prob_max}"
         )
-    choose("regulariser", cfg.regulariser, {"w2": 1, "bc": 2})
+    for name in ("noise_steps", "noise_decay", "noise_clip", "sampling_std"):
+        if (value := getattr(cfg, name)) < 0:
+            raise ConfigError(f"{name} {value} must be at least 0")
+    if not 0 <= cfg.noise_hold <= 1:
+        raise ConfigError(f"noise_hold {cfg.noise_hold} is a share: it must lie in [0, 1]")
     given = chain_bc.policy(cfg.net, spec)
     player = Player(cfg, given)
 
     def init(key: Key, start: Start) -> tuple[PyTree, PyTree]:
-        keys = streams(key, "policy", "noise")
+        keys = streams(key, "policy", "noise", "blank")
         policy = chain_ppo.pretrained(keys.policy, start, given, spec)
         frozen = jax.tree.map(jnp.copy, policy) if cfg.bc_weight else ()
-        return player.init(keys.noise, policy, given.encoded(keys.noise, spec)[0]), frozen
+        return player.init(keys.noise, policy, given.encoded(keys.blank, spec)[0]), frozen
 
     def step(params: PyTree, state: State, obs: Observation) -> Step:
         return player.step(params, given.read(params["policy"], state.norm, obs), player.bound(state.iteration))

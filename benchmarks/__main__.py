@@ -1,4 +1,4 @@
-"""`python -m benchmarks updates|rollout|online`: measure, print a Markdown table, and write it as JSON."""
+"""`python -m benchmarks updates|rollout|online|chains`: measure, print a Markdown table, and write it as JSON."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from core.metrics import write_json
 
 
 def bench(
-    what: Positional[Literal["updates", "rollout", "online"]],
+    what: Positional[Literal["updates", "rollout", "online", "chains"]],
     json_out: Path | None = None,
-    rounds: int = 7,
+    rounds: int = 0,
     quick: bool = False,
     peers: bool = False,
 ) -> None:
     """Speed and memory, all contenders in one run.
 
     Args:
-        what: training on a dataset, simulators on the host with a policy in the loop, or learning while acting.
+        what: training on a dataset, simulators on the host with a policy in the loop, learning while acting, or
+            fine-tuning of flow and diffusion policies.
         json_out: where the figures are written; default benchmarks/out/WHAT.json.
-        rounds: interleaved repetitions; medians are reported.
+        rounds: interleaved repetitions; medians are reported. 0: 7, or 3 of chains.
         quick: a tenth of the work, to see that it runs.
-        peers: beside it d3rlpy, EnvPool or SBX, from the environment that `make bench` builds.
+        peers: beside it d3rlpy, EnvPool, SBX or PyTorch, from the environment that `make bench` builds.
     """
     runtime.configure(acting=what == "rollout")
-    rows = importlib.import_module(f"benchmarks.{what}").measure(rounds, quick, peers)
+    module = importlib.import_module(f"benchmarks.{what}")
+    rows = module.measure(rounds or getattr(module, "ROUNDS", 7), quick, peers)
     publish(rows, json_out or HERE / "out" / f"{what}.json")
 
 

@@ -61,20 +61,23 @@ def rows_of(transitions: int, spec: EnvSpec, length: int = 1000) -> Dataset:
     )  # fmt: skip
 
 
-def product_loop(size: int = 256):
-    """A jitted loop of dependent float32 products; returns GFLOP/s when called."""
+def product_loop(size: int = 256, rows: int = 0, products: int = PRODUCTS):
+    """A jitted loop of dependent float32 products, of `rows` x size (0: size x size) by size x size.
+
+    Returns: a measurement in GFLOP/s.
+    """
 
     @jax.jit
     def run(x, w):
-        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, PRODUCTS)[0]
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, products)[0]
 
-    x, w = jnp.ones((size, size)), jnp.eye(size)
+    x, w = jnp.ones((rows or size, size)), jnp.eye(size)
     jax.block_until_ready(run(x, w))
 
     def measure() -> float:
         began = time.perf_counter()
         jax.block_until_ready(run(x, w))
-        return PRODUCTS * 2 * size**3 / (time.perf_counter() - began) / 1e9
+        return products * 2 * x.size * size / (time.perf_counter() - began) / 1e9
 
     return measure
 

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import math
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,16 @@ def require_finite(config: Any, name: str = "") -> None:
             require_finite(value, f"{full}.")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{full} {value} is not a number that can be used")
+
+
+def require_choices(config: Any) -> None:
+    """Raises: UnknownName for an option, wherever in the dataclass it lies, that is none of its type's Literals."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            require_choices(value)
+        elif typing.get_origin(kind) is typing.Literal:
+            choose(f"{name}", value, dict.fromkeys(typing.get_args(kind)))
 
 
 def choose(kind: str, name: str, table: dict[str, Any]) -> Any:

@@ -53,6 +53,11 @@ def reward_scale(num_envs: int, count: float = 0.0) -> RewardScale:
     return RewardScale(jnp.zeros(num_envs), moments(count=count))
 
 
+def renewed(scale: RewardScale, begins: Array) -> RewardScale:
+    """With nothing summed yet where bool[B] an episode begins, be it a new one after a resume."""
+    return scale._replace(ret=jnp.where(begins, 0.0, scale.ret))
+
+
 def scale_rewards(
     scale: RewardScale, reward: Array, over: Array, discount: float, limit: float = 10.0, ddof: int = 0
 ) -> tuple[RewardScale, Array]:

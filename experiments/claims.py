@@ -16,7 +16,6 @@ import numpy as np
 
 from core.metrics import read_lines
 from experiments import runs
-from experiments.statistics import mean, stratified
 
 PUBLISHED = Path(__file__).parent / "published" / "reinflow.csv"
 SLIP = ("ant-v2", "ReinFlow-S")  # its cell in the authors' sheet repeats ReinFlow-R's
@@ -61,6 +60,7 @@ def saving(methods: tuple[str, ...]) -> float:
 
 class Measured(NamedTuple):
     name: str
+    algo: str
     task: str
     preset: str
     metric: str
@@ -68,45 +68,71 @@ class Measured(NamedTuple):
     end: np.ndarray
     seconds: float  # per 10,000 environment steps of each seed, median over epochs
 
-    @property
-    def change(self) -> np.ndarray:
-        """Net growth of a return, gain in success, by seed."""
-        return self.end - self.start if self.metric == "success" else self.end / self.start - 1
+    def change(self, seeds: np.ndarray | slice = slice(None)) -> float:
+        """Of the means over seeds: net growth of a return, gain in success."""
+        start, end = self.start[seeds].mean(), self.end[seeds].mean()
+        return float(end - start if self.metric == "success" else end / start - 1)
+
+    def interval(self, draws: int = 10_000) -> tuple[float, float]:
+        """95 % percentile bootstrap over seeds; NaN for one."""
+        size = len(self.start)
+        if size < 2:
+            return float("nan"), float("nan")
+        redrawn = np.random.default_rng(0).integers(0, size, (draws, size))
+        low, high = np.percentile([self.change(seeds) for seeds in redrawn], [2.5, 97.5])
+        return float(low), float(high)
 
 
 def measured(folder: Path) -> Measured | None:
-    """A run's start and end; None where it did not judge its start, or has not come to its end."""
+    """A run's start and end over the seeds that did not fail; None where it did not judge its start, or has not come
+    to its end.
+    """
     run, by_seed = runs.load(folder), defaultdict(list)
     metric = "return" if run.task.startswith("mujoco/") else "success"
     for row in read_lines(folder / "eval.jsonl"):
-        by_seed[row["seed"]].append((row["step"], row[metric]))
-    if not by_seed or any((rows[0][0], rows[-1][0]) != (0, run.train.steps) for rows in by_seed.values()):
+        by_seed[row["seed"]].append((row["step"], row[metric], row["failed"]))
+    sound = [rows for rows in by_seed.values() if not rows[-1][2]]
+    if not sound or any((rows[0][0], rows[-1][0]) != (0, run.train.steps) for rows in sound):
         return None
-    start, end = (np.array([rows[at][1] for rows in by_seed.values()]) for at in (0, -1))
+    start, end = (np.array([rows[at][1] for rows in sound]) for at in (0, -1))
     rates = [row["time/steps_per_second"] for row in read_lines(folder / "metrics.jsonl")]
     seconds = float(10_000 / np.median(rates))
-    return Measured(f"{run.algo} {run.folder.name}", run.task, run.train.preset, metric, start, end, seconds)
+    return Measured(folder.name, run.algo, run.task, run.train.preset, metric, start, end, seconds)
+
+
+def _published_table() -> list[str]:
+    both = ("ReinFlow-R", "ReinFlow-S")
+    lines = ["| published | growth | seconds per iteration saved |", "| --- | --- | --- |"]
+    lines.append(f"| the abstract's, with the slip | {growth(both, slip=True):.2%} | {saving(both):.2%} |")
+    for name, methods in (("both, corrected", both), ("ReinFlow-R", both[:1]), ("ReinFlow-S", both[1:])):
+        lines.append(f"| {name} | {growth(methods):.2%} | {saving(methods):.2%} |")
+    return [*lines, f"| DPPO | {growth(('DPPO',)):.2%} | - |"]
+
+
+def _our_table(rows: list[Measured]) -> list[str]:
+    lines = [
+        "| ours | task | preset | seeds | start | end | change | 95 % interval | s per 10,000 steps | against DPPO |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    # with equal numbers of seeds, which share a program
+    dppo = {(row.task, row.preset, len(row.start)): row.seconds for row in rows if row.algo == "dppo"}
+    for row in rows:
+        scale, unit, digits = (100, " points", "{:.2f}") if row.metric == "success" else (100, " %", "{:,.0f}")
+        start, end = (digits.format(x.mean()) for x in (row.start, row.end))
+        low, high = (scale * bound for bound in row.interval())
+        other = dppo.get((row.task, row.preset, len(row.start)))
+        against = f"{row.seconds / other:.2f}x" if other else "-"
+        lines.append(
+            f"| {row.algo} {row.name} | {row.task} | {row.preset} | {len(row.start)} | {start} | {end} | "
+            f"{scale * row.change():+.1f}{unit} | {low:+.1f} to {high:+.1f} | {row.seconds:.2f} | {against} |"
+        )
+    return lines
 
 
 def main(folders: list[str]) -> None:
-    both = ("ReinFlow-R", "ReinFlow-S")
-    print("| published | growth | reduction of seconds per iteration |\n| --- | --- | --- |")
-    print(f"| the abstract's, with the slip | {growth(both, slip=True):.2%} | {saving(both):.2%} |")
-    for name, methods in (("both, corrected", both), ("ReinFlow-R", both[:1]), ("ReinFlow-S", both[1:])):
-        print(f"| {name} | {growth(methods):.2%} | {saving(methods):.2%} |")
-    print(f"| DPPO | {growth(('DPPO',)):.2%} | |")
     found = {folder for root in folders for folder in runs.find(Path(root))}
     rows = [row for row in map(measured, sorted(found)) if row]
-    print("\n| ours | task | preset | seeds | start | end | change | 95 % interval | s per 10,000 steps |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        low, high = stratified([row.change], mean) if len(row.change) > 1 else (np.nan, np.nan)
-        digits = "{:.2f}" if row.metric == "success" else "{:,.0f}"
-        start, end = (digits.format(x.mean()) for x in (row.start, row.end))
-        print(
-            f"| {row.name} | {row.task} | {row.preset} | {len(row.start)} | {start} | {end} | "
-            f"{row.change.mean():+.1%} | {low:+.1%} to {high:+.1%} | {row.seconds:.2f} |"
-        )
+    print("\n".join([*_published_table(), "", *_our_table(rows)]))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def train(args: list[str]) -> None:
         return
     algo, task, *rest = args
     registry.check(task)
-    default = preset(algo, task, _value(rest, "--preset") or "full")
+    default = preset(algo, task, _value(rest, "--preset") or "full", _value(rest, "--config.net.family"))
     if parent := _value(rest, "--from"):
         from experiments import parents
 

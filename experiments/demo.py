@@ -16,20 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-import algos
 from core import runtime
 from core.config import ConfigError
 from core.metrics import write_json
 from envs.collect import Recipe
-from envs.registry import Options
 from envs.render import RenderError
 from envs.workers import cores
 from experiments import parents, plots
 from experiments.cli import guarded
 from experiments.collect import collect
 from experiments.evaluate import evaluate
-from experiments.options import DataOptions, EvalOptions, Train
-from experiments.presets import CPU_BODY, preset
+from experiments.options import DataOptions, EvalOptions
+from experiments.presets import preset
 from experiments.statistics import wilson
 from experiments.tables import tables
 from experiments.train import train
@@ -45,13 +43,12 @@ OUT = Path("runs/demo")
 
 
 def pretrained(data: Path, processes: int) -> Path:
-    module = algos.load("chain_bc")
+    chosen = preset("chain_bc", TASK, "cpu")
     # few demonstrations leave some of the state's numbers almost constant: they are not blown up
-    net = module.Net(hidden=CPU_BODY, obs_limit=5.0)
-    chosen = Train(
-        config=module.Config(net=net, norm_floor=0.02, ema_start=UPDATES // 2),
-        data=DataOptions(str(data)),
-        env=Options(chunk=4, max_steps=150, end_at_success=True, workers=processes - 1),
+    net = replace(chosen.config.net, obs_limit=5.0)
+    chosen = replace(
+        chosen, config=replace(chosen.config, net=net, norm_floor=0.02, ema_start=UPDATES // 2),
+        data=DataOptions(str(data)), env=replace(chosen.env, max_steps=150, workers=processes - 1),
         eval=EvalOptions(every=UPDATES, episodes=20, envs=20),
         steps=UPDATES, epoch=500, save_every=UPDATES, out=str(OUT), name="demo",
     )  # fmt: skip

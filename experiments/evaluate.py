@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import algos
 from core.config import ConfigError
 from core.metrics import Lines
 from core.types import RunState
@@ -33,7 +34,7 @@ def checkpoint(
 
 def _walking(run: runs.Run, steps: int) -> runs.Run:
     config = run.train.config
-    if not hasattr(config, "walk"):
+    if not hasattr(config, "walk") or getattr(algos.load(run.algo), "ONE_STEP", False):
         raise ConfigError(f"--walk-steps {steps}: {run.algo} has no denoising steps")
     config = replace(config, walk=replace(config.walk, steps=steps))
     return run._replace(train=replace(run.train, config=config))

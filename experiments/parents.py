@@ -76,7 +76,10 @@ def defaults(algo: str, chosen: Train, folder: str) -> Train:
     parent = runs.load(folder)
     _require_kin(algo, parent)
     env = replace(parent.train.env, workers=0, threads=0, host=False)
-    return replace(chosen, config=replace(chosen.config, **_inherited(algo, chosen.config, parent)), env=env)
+    taken, theirs = _inherited(algo, chosen.config, parent), parent.train.config
+    if hasattr(chosen.config, "walk") and hasattr(theirs, "walk"):
+        taken["walk"] = theirs.walk  # unlike the rest it may be chosen anew
+    return replace(chosen, config=replace(chosen.config, **taken), env=env)
 
 
 def check(run: Run, spec: EnvSpec, parent: Parent) -> None:

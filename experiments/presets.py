@@ -53,31 +53,48 @@ def ppo(task: str) -> dict[str, Any]:
 
 
 # --- policies of action chunks ---
-# full: the published sizes.  cpu: smaller networks, rollouts and budgets, nothing else.  published: full, with a time
-# limit counted as the end of the task, as the published curves have it.
-ROBOTS = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
+# full: the published sizes.  cpu: sizes for two cores, of networks, rollouts, minibatches and budgets, and the epochs
+# over them; rates and the rest stay.  published: full, with a time limit counted as the end of the task, as the
+# published curves have it.
 CPU_BODY = (128, 128, 128)
 
 
 def _robot(task: str) -> str:
-    """Which of the published robots, or none."""
-    name = task.partition("/")[2].partition("-")[0]
-    return name if task.startswith("mujoco/") and name in ROBOTS else ""
+    """Which of Gymnasium's robots, or none."""
+    return task.partition("/")[2].partition("-")[0] if task.startswith("mujoco/") else ""
 
 
-def chain_bc(task: str, size: str) -> dict[str, Any]:
-    # ReinFlow (commit aed2819), pre-training of rectified flow: epochs at batch 128 over D4RL's 1M transitions, which
-    # are 7,812 updates each; AdamW with decay 1e-6; the average copies for 20 epochs.  It has no file for halfcheetah:
-    # hopper's is taken.  The rate's cycle of 3000 epochs leaves it constant.
-    config, env = algos.load("chain_bc"), Options(chunk=4)
-    if size == "cpu" or not (robot := _robot(task)):
-        body = CPU_BODY if size == "cpu" else (512, 512, 512)
-        chosen = config.Config(net=config.Net(hidden=body), ema_start=10_000)
-        return {"config": chosen, "env": env, "steps": 20_000}
-    epochs = {"hopper": 40, "walker2d": 80, "halfcheetah": 40, "ant": 50, "humanoid": 100}[robot]
-    chosen = config.Config(lr=5e-4 if robot == "humanoid" else 1e-3, ema_start=20 * 7_812)
-    return {"config": chosen, "env": env, "steps": epochs * 7_800, "epoch": 2_600, "save_every": 26_000 * epochs // 10,
-            "eval": EvalOptions(every=26_000 * epochs // 10)}  # fmt: skip
+# ReinFlow (commit aed2819) and, for its diffusion of three robots, DPPO (cc7234a): epochs at batch 128 over D4RL's 1M
+# transitions, 7,812 updates each.  Neither has a file for halfcheetah's flows: hopper's are taken, as for other robots.
+BC_EPOCHS = {
+    "reflow": {"hopper": 40, "walker2d": 80, "ant": 50, "humanoid": 100},
+    "shortcut": {"hopper": 40, "walker2d": 40, "ant": 50, "humanoid": 60},
+    "diffusion": {"hopper": 200, "walker2d": 200, "halfcheetah": 200, "ant": 20, "humanoid": 120},
+}
+
+
+def chain_bc(task: str, size: str, family: str = "") -> dict[str, Any]:
+    module, robot = algos.load("chain_bc"), _robot(task)
+    family = family or module.Net().family
+    net = {"family": family}
+    if family == "shortcut":  # ReinFlow's network for robots
+        net |= {"cond": (64, 16), "combine": "add"}
+    env = Options(chunk=4, end_at_success=not robot)
+    epochs = BC_EPOCHS.get(family, BC_EPOCHS["reflow"])
+    updates = epochs.get(robot, epochs["hopper"]) * 7_800 if robot else 20_000
+    config: dict[str, Any] = {"ema_start": 20 * 7_812 if robot else 10_000}  # the average copies for 20 epochs
+    if robot == "humanoid" and family == "reflow":
+        config["lr"] = 5e-4
+    if family == "diffusion" and epochs.get(robot) == 200:
+        config |= {"lr_cycle": updates}  # DPPO's falls over its training; ReinFlow's, of 3000 epochs, stays
+    if size == "cpu":
+        updates, config["ema_start"], net["hidden"] = 20_000, 10_000, CPU_BODY
+        config |= {"lr_cycle": updates} if "lr_cycle" in config else {}
+    return {
+        "config": module.Config(net=module.Net(**net), **config), "env": env, "steps": updates,
+        "epoch": 1_000 if updates == 20_000 else 2_600,
+        "save_every": updates // 10, "eval": EvalOptions(every=updates // 10),
+    }  # fmt: skip
 
 
 def _fine_tuning(algo: str, task: str, size: str, items: int, iterations: int = 900, **config: Any) -> dict[str, Any]:
@@ -88,9 +105,10 @@ def _fine_tuning(algo: str, task: str, size: str, items: int, iterations: int = 
     module = algos.load(algo)
     config["time_limit"] = "terminate" if size == "published" else "bootstrap"
     if size == "cpu":
-        # 10,000 environment steps and 200 small gradient steps an iteration
-        config |= {"batch_size": 250 * items, "epochs": 10, "net": replace(module.Config().net, hidden=CPU_BODY)}
-        config |= {"duplicates": 2 if "duplicates" in config else 1, "critic": Network(hidden=CPU_BODY)}
+        # 10,000 environment steps and 200 small gradient steps an iteration, whatever its items are
+        config |= {"duplicates": 2 if "duplicates" in config else 1, "epochs": 10}
+        config |= {"batch_size": 2_500 * items * config["duplicates"] // 20}
+        config |= {"net": replace(module.Config().net, hidden=CPU_BODY), "critic": Network(hidden=CPU_BODY)}
         online, epoch, iterations = OnlineOptions(envs=20, length=125), 10_000, 50
     else:
         online, epoch = OnlineOptions(envs=40, length=500), 80_000
@@ -112,7 +130,7 @@ def reinflow(task: str, size: str) -> dict[str, Any]:
                         "critic_decay": 1e-4, "critic_warmup": 10},
         "ant": {"std_min": 0.08, "std_max": 0.16},
         "humanoid": {"std_min": 0.08, "std_max": 0.16},
-    }[robot]  # fmt: skip
+    }.get(robot, {})  # fmt: skip
     iterations = 180 if robot == "humanoid" else 900
     decay = 50 if size == "cpu" else iterations
     config = {"duplicates": 10, "lr_cycle": 90, "lr_warmup": 9, "noise_decay": decay, **own}
@@ -134,8 +152,8 @@ def gaussian_ppo(task: str, size: str) -> dict[str, Any]:
 
 
 def _manipulation(algo: str, task: str, size: str) -> dict[str, Any]:
-    # ours, found on a CPU: short episodes that end at success, rewards at most 0 and a bonus for success, so that
-    # success comes soon.  Meta-World pays 0 to 10 a step, OGBench's single tasks -1 or 0.
+    # ours, found on a CPU: episodes end at success, rewards are at most 0, and a bonus is paid for success, so that it
+    # comes soon.  Meta-World pays 0 to 10 a step, OGBench's single tasks -1 or 0.
     module = algos.load(algo)
     config: dict[str, Any] = {"batch_size": 500, "epochs": 10, "success_bonus": 10.0}
     config |= {"actor_lr": 3e-4, "critic": Network(hidden=CPU_BODY)}
@@ -148,8 +166,6 @@ def _manipulation(algo: str, task: str, size: str) -> dict[str, Any]:
         config |= {"batch_size": 5_000}
     if size == "cpu":
         config["net"] = replace(module.Config().net, hidden=CPU_BODY)
-    if size == "published":
-        config["time_limit"] = "terminate"
     return {
         "config": module.Config(**config), "env": Options(chunk=4, end_at_success=True),
         "online": OnlineOptions(envs=20, length=50), "steps": 500_000, "epoch": 20_000, "save_every": 100_000,
@@ -176,7 +192,7 @@ def _dppo_tree(algo: str, size: str, utd: float, **config: Any) -> dict[str, Any
 
 
 def dql(task: str, size: str) -> dict[str, Any]:
-    # replay ratio 16, so 320 updates an iteration; the actor waits for four of them
+    # replay ratio 16, so 320 updates an iteration; the actor waits for four iterations
     return _dppo_tree("dql", size, 0.016, actor_start=1_280) if task.startswith("mujoco/") else {}
 
 
@@ -197,27 +213,38 @@ def fql(task: str, size: str) -> dict[str, Any]:
     # update for each of 570k chunks of one simulator.  Straight from a chain_bc run, online: --config.flow-acts 10_000.
     if not task.startswith("mujoco/"):
         return {}
+    module = algos.load("fql")
+    config: dict[str, Any] = {"time_limit": "terminate" if size == "published" else "bootstrap"}
+    if size == "cpu":
+        config |= {"net": replace(module.Config().net, hidden=CPU_BODY)}
     return {
-        "config": algos.load("fql").Config(time_limit="terminate" if size == "published" else "bootstrap"),
-        "env": Options(chunk=4), "steps": 200_000, "save_every": 20_000, "eval": EvalOptions(every=20_000),
+        "config": module.Config(**config), "env": Options(chunk=4), "steps": 200_000, "save_every": 20_000,
+        "eval": EvalOptions(every=20_000),
     }  # fmt: skip
 
 
 PRESETS = {"td3_bc": td3_bc, "bc": bc, "sac": sac, "ppo": ppo}
 SIZED = {
-    "chain_bc": chain_bc, "reinflow": reinflow, "dppo": dppo, "gaussian_ppo": gaussian_ppo,
+    "reinflow": reinflow, "dppo": dppo, "gaussian_ppo": gaussian_ppo,
     "fql": fql, "idql": idql, "dql": dql, "dawr": dawr,
 }  # fmt: skip
 
 
-def preset(algo: str, task: str, size: PresetName = "full") -> Train:
+def preset(algo: str, task: str, size: PresetName = "full", family: str = "") -> Train:
     """What `rheostat train ALGO TASK` runs when no option is given.
 
-    Raises: ConfigError for a size that the algorithm does not have; UnknownName.
+    Args: family: of chain_bc's policy; default its own default.
+    Raises: ConfigError for a size that the algorithm does not have for the task; UnknownName.
     """
     choose("preset", size, dict.fromkeys(get_args(PresetName)))
-    if size != "full" and algo not in SIZED:
-        raise ConfigError(f"{algo} has one preset only: leave --preset {size} out")
     config = algos.load(algo).Config()
-    options = SIZED[algo](task, size) if algo in SIZED else PRESETS[algo](task) if algo in PRESETS else {}
-    return Train(**{"config": config, "preset": size, **options})
+
+    def options(size: str) -> dict[str, Any]:
+        if algo == "chain_bc":
+            return chain_bc(task, size, family)
+        return SIZED[algo](task, size) if algo in SIZED else PRESETS[algo](task) if algo in PRESETS else {}
+
+    chosen = options(size)
+    if size != "full" and chosen == options("full"):
+        raise ConfigError(f"{algo} has no preset {size} for {task}: leave --preset out")
+    return Train(**{"config": config, "preset": size, **chosen})

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from core.config import ConfigError
-from experiments.results import Group, Metric, groups, has
+from experiments.results import Curve, Group, Metric, groups, has
 from experiments.statistics import DRAWS, Summary, mean_se, summary
 
 Format = Literal["markdown", "csv", "latex"]
@@ -74,16 +74,21 @@ def rows(folders: Sequence[Path], k: int, metric: Metric) -> list[Row]:
 
 
 def _scores(group: Group, k: int, metric: Metric) -> _Scores:
-    curves = [group.values(curve, metric) for curve in group.finished] if has(group.task, metric) else []
+    curves = [group.values(_trained(curve), metric) for curve in group.finished] if has(group.task, metric) else []
     used = min([k, *map(len, curves)])
     return _Scores(group, [c[-1] for c in curves], [float(np.mean(c[-k:])) for c in curves], used)
+
+
+def _trained(curve: Curve) -> Curve:
+    """Without the judgement of what a run started from."""
+    return curve._replace(rows=[row for row in curve.rows if row["step"]])
 
 
 def _best(group: Group, metric: Metric) -> tuple[float, float, int | None]:
     """Mean, standard error and step of the evaluation with the highest mean over the finished seeds."""
     at = defaultdict(list)
     for curve in group.finished if has(group.task, metric) else []:
-        for row, value in zip(curve.rows, group.values(curve, metric), strict=True):
+        for row, value in zip(_trained(curve).rows, group.values(_trained(curve), metric), strict=True):
             at[row["step"]].append(value)
     whole = {step: values for step, values in at.items() if len(values) == len(group.finished)}
     if not whole:

@@ -189,6 +189,9 @@ class _Live:
         chosen, self.step = self.chosen, report.step
         failed = np.asarray(report.run.failed)
         self.losers = self._failed_seeds(failed)
+        ratio = report.metrics.get("policy/first_ratio", np.ones(1))
+        if (np.abs(ratio - 1) > 1e-3).any():
+            self.progress.say(f"policy/first_ratio is {ratio}, not 1: acting and updating disagree on what is likely")
         evaluate = self.step >= chosen.steps or failed.all() or self.step % chosen.eval.every == 0
         stop = self.stopping.signal is not None
         self._write(self.metrics, self._metric_rows(report, failed))

@@ -1,4 +1,4 @@
-"""Policies of chunks that see images: cloning, then fine-tuning, each with augmentation, on toy/pixels (best return 10)."""
+"""Policies of chunks that see images: cloned, then fine-tuned, each with augmentation, on toy/pixels (at best 10)."""
 
 import jax
 import numpy as np

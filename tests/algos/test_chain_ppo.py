@@ -61,11 +61,22 @@ def made(actor=None, spec=SPEC, **options):
     return chain_ppo.make(replace(CONFIG, **options), spec, GIVEN, actor or gaussians())
 
 
+def begun(algorithm):
+    return quick(lambda key: algorithm.init(key, Start(NORM, B)))(KEY)
+
+
+def sloped(state, batch, actor=None, cfg=CONFIG):
+    """((loss, metrics), gradients) of the actor."""
+    actor = actor or gaussians()
+    loss = lambda params: chain_ppo.actor_loss(params, state, batch, KEY, actor, cfg)  # noqa: E731
+    return quick(jax.value_and_grad(loss, has_aux=True))(state.actor.params)
+
+
 def played(algorithm, state, obs=None, key=KEY, **changes):
     """A rollout [T, B] in which nothing follows from anything: random states and rewards, no ends."""
     rng = np.random.default_rng(1)
     states = jnp.asarray(rng.normal(size=(T + 1, B, 2)), jnp.float32) if obs is None else obs
-    out = algorithm.act(state, seen(states[:-1].reshape(T * B, -1)), (), key)
+    out = quick(algorithm.act)(state, seen(states[:-1].reshape(T * B, -1)), (), key)
     action, extras = jax.tree.map(lambda x: x.reshape(T, B, *x.shape[1:]), (out.action, out.extras))
     now, after = seen(states[:-1]), seen(states[1:])
     never, reward = jnp.zeros((T, B), bool), jnp.asarray(rng.normal(size=(T, B)), jnp.float32)
@@ -78,7 +89,7 @@ def setting():
     """(algorithm, state, rollout, what an update makes of it), the update compiled."""
     algorithm = made()
     algorithm = algorithm._replace(update=quick(algorithm.update))
-    state = algorithm.init(KEY, Start(NORM, B))
+    state = begun(algorithm)
     t = played(algorithm, state)
     return algorithm, state, t, algorithm.update(state, t, KEY)
 
@@ -99,7 +110,7 @@ def test_the_loss_equals_its_equations(setting):
     batch = batch._replace(log_prob=batch.log_prob + rng.normal(0, 0.2, 32))
     actor = gaussians(clip=lambda level: 0.05 * (level + 1), shape=lambda a, level: a * 0.9**level)
     cfg = replace(CONFIG, entropy_weight=0.3, bc_weight=0.2)
-    loss, metrics = chain_ppo.actor_loss(state.actor.params, state, batch, KEY, actor, cfg)
+    (loss, metrics), _ = sloped(state, batch, actor, cfg)
 
     mean, level = np.asarray(state.actor.params["mean"]), np.asarray(batch.level)
     z = (np.asarray(batch.chain)[np.arange(32), level + 1] - mean[level]) / STD
@@ -115,13 +126,14 @@ def test_the_loss_equals_its_equations(setting):
 def test_before_the_first_step_the_gradient_is_that_of_the_policy(setting):
     _, state, *_ = setting
     batch, actor = a_batch(state), gaussians()
-    slope = jax.grad(chain_ppo.actor_loss, has_aux=True)
-    grads, metrics = slope(state.actor.params, state, batch, KEY, actor, CONFIG)
+    (_, metrics), grads = sloped(state, batch)
     a = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std(ddof=1) + 1e-8)
     score = lambda p: -(a * actor.judge(p, state, batch.obs, batch.chain, batch.level).log_prob).mean()  # noqa: E731
-    np.testing.assert_allclose(grads["mean"], jax.grad(score)(state.actor.params)["mean"], rtol=1e-4, atol=1e-6)
+    wanted = quick(jax.grad(score))(state.actor.params)
+    np.testing.assert_allclose(grads["mean"], wanted["mean"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose([metrics["policy/ratio"], metrics["policy/loss"]], [1, 0], atol=1e-6)
-    assert metrics["policy/kl"] == metrics["policy/clipped"] == 0
+    assert abs(metrics["policy/kl"]) < 1e-6
+    assert metrics["policy/clipped"] == 0
 
 
 @pytest.mark.parametrize(("sign", "moves"), [(1.0, False), (-1.0, True)])
@@ -130,7 +142,7 @@ def test_a_ratio_beyond_the_clip_gives_no_gradient_where_that_is_better(setting,
     batch = a_batch(state)
     batch = batch._replace(log_prob=batch.log_prob - 0.5, advantage=sign * jnp.ones(32))  # rho = e^0.5
     cfg = replace(CONFIG, normalize_advantage=False)
-    grads, _ = jax.grad(chain_ppo.actor_loss, has_aux=True)(state.actor.params, state, batch, KEY, gaussians(), cfg)
+    _, grads = sloped(state, batch, cfg=cfg)
     assert bool(jnp.abs(grads["mean"]).max() > 1e-3) == moves
 
 
@@ -140,9 +152,7 @@ def test_advantages_are_standardised_or_not(setting):
     other = batch._replace(advantage=5 + 7 * batch.advantage, log_prob=batch.log_prob + 0.05)
     batch = batch._replace(log_prob=other.log_prob)
 
-    def loss(batch, cfg):
-        return chain_ppo.actor_loss(state.actor.params, state, batch, KEY, gaussians(), cfg)[0]
-
+    loss = lambda batch, cfg: sloped(state, batch, cfg=cfg)[0][0]  # noqa: E731
     np.testing.assert_allclose(loss(batch, CONFIG), loss(other, CONFIG), rtol=1e-4, atol=1e-6)
     plain = replace(CONFIG, normalize_advantage=False)
     np.testing.assert_allclose(loss(batch, plain), -batch.advantage.mean() * np.exp(-0.05), rtol=1e-4)
@@ -186,23 +196,15 @@ def changed(one, two):
     return [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)]
 
 
-def test_the_critic_warms_up_alone(setting):
-    _, state, t, _ = setting
-    update = quick(made(critic_warmup=1).update)
-    first, _ = update(state, t, KEY)
-    second, _ = update(first, t, KEY)
-    assert not any(changed(first.actor, state.actor))
-    assert all(changed(first.critic.params, state.critic.params))
-    assert all(changed(second.actor.params, first.actor.params))
-
-
-def test_learning_rates_follow_iterations_the_actors_from_its_first(setting):
+def test_the_critic_warms_up_alone_and_the_actors_schedule_begins_afterwards(setting):
+    """Rates by iteration rise in one from 0, and are 0 again after four; the actor's begin in iteration 2."""
     _, state, t, _ = setting
     update = quick(made(critic_warmup=2, lr_cycle=4, lr_warmup=1, actor_lr_min=0.0, critic_lr_min=0.0).update)
-    for iteration, moved in enumerate([(False, False), (False, True), (False, True), (True, True), (True, False)]):
+    for iteration, moves in enumerate([(False, False), (False, True), (False, True), (True, True), (True, False)]):
         new, _ = update(state._replace(iteration=jnp.int32(iteration)), t, KEY)
-        for net, now, before in zip(moved, (new.actor, new.critic), (state.actor, state.critic), strict=True):
-            assert all(x == net for x in changed(now.params, before.params)), iteration
+        for net, now, before in zip(moves, (new.actor, new.critic), (state.actor, state.critic), strict=True):
+            assert set(changed(now.params, before.params)) == {net}, iteration
+        assert any(changed(new.actor.opt, state.actor.opt)) == (iteration >= 2)
 
 
 def test_later_minibatches_are_left_out_when_the_policy_moved_too_far(setting):
@@ -213,8 +215,6 @@ def test_later_minibatches_are_left_out_when_the_policy_moved_too_far(setting):
     # the first step finds the policy where it was, the second measures how far it went and is the last
     np.testing.assert_allclose(metrics["policy/steps_done"], 2 / steps, rtol=1e-5)
     assert [int(x) for x in jax.tree.leaves((new.actor.opt, new.critic.opt)) if x.ndim == 0] == [2, 2]
-    _, metrics = quick(made(actor_lr=1.0, target_kl=0.0).update)(state, t, KEY)
-    assert metrics["policy/steps_done"] == 1
 
 
 def numpy_advantages(cfg, reward, v, after, terminated, truncated):
@@ -250,7 +250,7 @@ def test_a_time_limit_that_ends_the_task_makes_values_smaller(time_limit, value)
     """A reward of 1 for ever, of which the clock cuts off a piece after every two steps; all states look alike."""
     options = {"critic_warmup": 10**6, "critic_lr": 3e-3, "epochs": 8, "lam": 1.0, "discount": 0.8}
     algorithm = made(time_limit=time_limit, scale_rewards=False, batch_size=T * B * J, **options)
-    state = algorithm.init(KEY, Start(NORM, B))
+    state = begun(algorithm)
     cut = jnp.broadcast_to((jnp.arange(T) % 2 == 1)[:, None], (T, B))
     t = played(algorithm, state, jnp.zeros((T + 1, B, 2)), reward=jnp.ones((T, B)), truncated=cut)
     many = quick(lambda state: jax.lax.scan(lambda s, _: algorithm.update(s, t, KEY), state, None, 300))

@@ -19,7 +19,7 @@ from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
 from core.evaluate import Evaluator
-from core.types import EnvSpec, Observation, Start, Transition
+from core.types import EnvSpec, Observation, Start
 from tests.algos.test_chain_ppo import quick
 
 SPEC = EnvSpec("toy", (3,), 2, chunk=2)
@@ -75,20 +75,6 @@ def state_of(net=CONFIG.net):
     return begun(reinflow.make, replace(CONFIG, net=net))
 
 
-def updated(algorithm, state, obs=OBS):
-    """(state, metrics) after an update on two steps of each environment with rewards of no meaning."""
-    reward, flags = jax.random.normal(jax.random.key(3), (2, B)), jnp.zeros((2, B), bool)
-    both = jax.tree.map(lambda x: jnp.stack([x, x]), obs)
-
-    @quick
-    def update(state):
-        out = jax.vmap(lambda key: algorithm.act(state, obs, (), key))(jax.random.split(KEY))
-        t = Transition(both, out.action, reward, both, flags, flags, out.extras, jnp.zeros((2, B)))
-        return algorithm.update(state, t, KEY)
-
-    return update(state)
-
-
 @pytest.mark.parametrize("family", FLOWS)
 def test_what_acting_records_is_what_the_likelihood_says(family):
     """The ratio is exactly 1 before the first update, whatever the number of steps."""
@@ -106,25 +92,6 @@ def test_what_acting_records_is_what_the_likelihood_says(family):
     for steps, (difference, recorded) in differences(state_of(FLOWS[family])).items():
         np.testing.assert_allclose(difference, 0, atol=1e-5, err_msg=str(steps))
         assert np.ptp(recorded) > 0.01
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("reflow", {"noise_decay": 10}),
-        ("shortcut", {"bc_weight": 0.1, "w2_start": "zero"}),
-        ("meanflow", {"bc_weight": 0.1, "regulariser": "bc"}),
-    ],
-)
-def test_the_first_ratio_of_an_update_is_one(family, options):
-    cfg = replace(CONFIG, net=FLOWS[family], **options)
-    state = begun(reinflow.make, cfg)
-    new, metrics = updated(reinflow.make(cfg, SPEC), state)
-    np.testing.assert_allclose(metrics["policy/first_ratio"], 1, atol=1e-5)
-    assert np.isfinite(metrics.get("policy/bc", 0.0))
-    assert new.iteration == 1
-    close(new.frozen, state.frozen, rtol=0)
-    assert largest(jax.tree.map(jnp.subtract, new.actor.params, state.actor.params)) > 1e-6
 
 
 def still(policy, given):
@@ -336,7 +303,7 @@ def test_networks_have_the_published_sizes(obs_dim, action_dim, net, policy, noi
 SWEEP = envs.make("toy/pointmass", 16, envs.Options(chunk=2, max_steps=30))
 PLAN = online.Plan(16, 32, chunk=2)
 RATES = {"actor_lr": 1e-3, "actor_lr_min": 1e-3, "critic_lr": 2e-3, "critic_lr_min": 2e-3}
-FINE = replace(CONFIG, batch_size=256, epochs=5, **RATES)
+FINE = replace(CONFIG, batch_size=256, epochs=5, noise_decay=1000, **RATES)
 SEEDS = (0, 3)
 
 
@@ -403,7 +370,7 @@ def test_times_that_differ_between_acting_and_judging_show(parent):
 
     left, inclusive = ratios(state)
     assert inclusive < 1e-5
-    assert left > 1e-2
+    assert left > 3e-3
 
 
 def test_it_improves_a_poor_policy(learnt):
@@ -417,12 +384,21 @@ def test_it_improves_a_poor_policy(learnt):
         np.testing.assert_array_equal(metric["policy/steps_done"], 1)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_it_improves_it_in_few_steps(parent, steps):
-    _, metrics = learn(reinflow.make(replace(FINE, walk=Walk(steps)), SWEEP.spec), parent, (0,))
+@pytest.mark.parametrize(
+    ("family", "steps", "options"),
+    [("shortcut", 2, {"w2_start": "zero"}), ("meanflow", 1, {"regulariser": "bc"})],
+    ids=["shortcut W2", "meanflow imitation"],
+)
+def test_it_improves_others_in_few_steps_beside_a_regulariser(family, steps, options):
+    cfg = replace(FINE, net=FLOWS[family], walk=Walk(steps), bc_weight=0.01, **options)
+    runs, metrics = learn(reinflow.make(cfg, SWEEP.spec), poor(cfg.net), (0,))
     returns = [float(metric["episode/return"][0]) for metric in metrics]
     assert returns[-1] > returns[0] + 0.2, returns
-    np.testing.assert_allclose(metrics[0]["policy/first_ratio"], 1, atol=1e-5)
+    for metric in metrics:
+        np.testing.assert_allclose(metric["policy/first_ratio"], 1, atol=1e-5)
+        assert np.isfinite(metric["policy/bc"]).all()
+    close(runs[-1].algo.frozen, runs[0].algo.frozen, rtol=0)
+    close(runs[0].algo.frozen, runs[0].algo.actor.params["policy"], rtol=0)
 
 
 def test_a_seed_alone_in_a_host_environment_learns_what_it_learns_beside_others_in_a_jitted_one(parent, learnt):
