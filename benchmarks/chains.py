@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
     chunks: int = 500  # of each simulator in an iteration
     part: int = 50  # of them measured
     batch: int = 50_000  # items of a minibatch
-    calls: int = 300  # of a policy in a round
+    calls: int = 200  # of a policy in a round
 
 
 QUICK = Sizes(4, 50, 5, 500, 5)

@@ -4,8 +4,9 @@ The program imports nothing of ours, so that it runs in the peers' environment t
 line when it is ready, and then, for each line that it reads, measures once and writes the result as JSON; it ends
 with its input.  `benchmarks.contenders` is the other side.
 
-Rates are per second.  A step that only resets an environment, as Gymnasium's and EnvPool's default has it after each
-end of an episode, is no transition and is not counted.
+Rates are per second; PyTorch's fine-tuning is given in seconds of a gradient step and microseconds of a call.  A step
+that only resets an environment, as Gymnasium's and EnvPool's default has it after each end of an episode, is no
+transition and is not counted.
 """
 
 from __future__ import annotations

@@ -292,7 +292,14 @@ def test_what_cannot_be_is_refused(setting):
     with pytest.raises(ConfigError, match="72 items, less than one minibatch of 73"):
         made(batch_size=73).update(state, t, KEY)
     made(batch_size=73, duplicates=2)
-    for options in ({"epochs": 0}, {"duplicates": 0}, {"clip": 0.0}, {"lam": 1.1}):
+    for options in (
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"clip": 0.0},
+        {"lam": 1.1},
+        {"discount": 2.0},
+        {"bc_weight": -1.0},
+    ):
         with pytest.raises(ConfigError, match=next(iter(options))):
             made(**options)
     with pytest.raises(ConfigError, match="no regulariser"):

@@ -419,14 +419,16 @@ def test_a_seed_alone_in_a_host_environment_learns_what_it_learns_beside_others_
         ({"std_min": 0.3}, "std_max 0.24"),
         ({"log_prob_min": 60.0}, "log_prob_min 60.0"),
         ({"regulariser": "kl"}, "regulariser"),
-        ({"noise_fixed": "cosine"}, "fixed noise"),
+        ({"noise_fixed": "cosine"}, "noise_fixed"),
+        ({"noise_steps": -1}, "noise_steps -1"),
+        ({"noise_hold": 2.0}, "noise_hold 2.0"),
         ({"walk": Walk(-1)}, "-1"),
-        ({"walk": Walk(4, "right")}, "time grid"),
+        ({"walk": Walk(4, "right")}, "grid"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        reinflow.actor(replace(CONFIG, **options), SPEC)[1].play(state_of(), OBS, KEY)
+        reinflow.make(replace(CONFIG, **options), SPEC).act(state_of(), OBS, (), KEY)
 
 
 def test_tasks_with_goals_are_refused():
