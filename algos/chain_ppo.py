@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from algos import chain_bc
-from algos.chain_bc import Net, Policy, Walk
-from core import algorithm, augment, optim, running
+from core import algorithm, augment, chunk_policy, optim, running
 from core.algorithm import Algorithm
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError, require_choices
 from core.critics import Network, TimeLimit, value_ends
 from core.losses import ppo_clip
@@ -46,8 +46,8 @@ class Config(algorithm.Config):
     batch_size: int = 50_000  # items of a minibatch
     epochs: int = 5  # passes over the items
     duplicates: int = 1  # how often an epoch visits each item
-    net: Net = field(default_factory=Net)
-    walk: Walk = field(default_factory=Walk)
+    net: PolicyNet = field(default_factory=PolicyNet)
+    denoising: Denoising = field(default_factory=Denoising)
     discount: float = 0.99  # gamma, per chunk
     lam: float = 0.95  # lambda
     clip: float = 0.01  # eps
@@ -108,7 +108,7 @@ class Actor(NamedTuple):
     best: Callable[[State, Observation, Key], Array]  # f32[B, H, A] as it is judged
     judge: Callable[[PyTree, State, Observation, Array, Array], Judged]  # (params, state, obs, chain, level i32[b])
     clip: Callable[[Array], Array]  # level -> eps_j
-    shape: Callable[[Array, Array], Array]  # (advantage, standardised or not, level) -> A'
+    shape_advantage: Callable[[Array, Array], Array]  # (advantage, standardised or not, level) -> A'
     penalty: Callable[[PyTree, State, Observation, Key], Array] | None = (
         None  # regulariser f32[], taken bc_weight times
     )
@@ -154,7 +154,7 @@ def actor_loss(
     if cfg.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std(ddof=1) + 1e-8)
     log_ratio = judged.log_prob - batch.log_prob
-    total, metrics = ppo_clip(log_ratio, actor.shape(advantage, batch.level), actor.clip(batch.level))
+    total, metrics = ppo_clip(log_ratio, actor.shape_advantage(advantage, batch.level), actor.clip(batch.level))
     entropy = judged.entropy.mean()
     metrics |= {"policy/loss": total, "policy/entropy": entropy, "policy/clamped": judged.clamped.mean()}
     total = total - cfg.entropy_weight * entropy
@@ -192,7 +192,7 @@ def check(cfg: Config, given: Policy, actor: Actor) -> None:
     for name in ("value_weight", "value_clip", "entropy_weight", "bc_weight", "target_kl", "max_grad_norm", "augment"):
         if (value := getattr(cfg, name)) < 0:
             raise ConfigError(f"{name} {value} must be at least 0")
-    chain_bc.require_images(cfg.augment, given)
+    chunk_policy.require_images(cfg.augment, given)
     if cfg.bc_weight and not actor.penalty:
         raise ConfigError("bc_weight: this policy has no regulariser, leave it at 0")
 

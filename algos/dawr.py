@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from algos import chain_bc
-from algos.chain_bc import Policy, Walk
-from core import algorithm, chain, critics, optim, replay
+from algos.chain_bc import Fit
+from core import algorithm, chain, chunk_policy, critics, optim, replay
 from core.algorithm import Algorithm
 from core.chain import Regression
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError
 from core.critics import Network, TimeLimit
 from core.losses import awr_weight, check_shapes, mse
@@ -42,9 +43,9 @@ INHERITS = ("net", "critic")
 
 @dataclass(frozen=True)
 class Config(algorithm.Config):
-    net: chain_bc.Net = field(default_factory=lambda: chain_bc.Net(family="diffusion"))  # or reflow
-    walk: Walk = field(default_factory=Walk)
-    times: str = "uniform"  # reflow: law of the times that the regression draws
+    net: PolicyNet = field(default_factory=lambda: PolicyNet(family="diffusion"))  # or reflow
+    denoising: Denoising = field(default_factory=Denoising)
+    fit: Fit = field(default_factory=Fit)  # what the policy's network is fitted to
     critic: Network = field(default_factory=Network)
     actor_lr: float = 1e-4
     critic_lr: float = 1e-3
@@ -125,8 +126,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             f"noise_floor {cfg.noise_floor} must be at least 0, noise_clip {cfg.noise_clip} and buffer {cfg.buffer} "
             "positive"
         )
-    given, v = chain_bc.policy(cfg.net, spec), critics.of_states(cfg.critic)
-    steps = given.steps(cfg.walk)
+    given, v = chunk_policy.policy(cfg.net, spec), critics.of_states(cfg.critic)
+    steps = given.steps(cfg.denoising)
     actor_tx, critic_tx = optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
 
     def init(key: Key, start: Start) -> State:
@@ -182,7 +183,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         def imitate(actor: Trained, inputs: tuple[Array, Key]) -> tuple[Trained, Metrics]:
             rows, key = inputs
             s, x1 = read(rows), given.chunk(norm, kept.transition.action[rows])
-            fit = chain_bc.regression(actor.params, s, x1, key, given, cfg)
+            fit = chain_bc.regression(actor.params, s, x1, key, given, cfg.fit)
             return optim.step(actor_tx, actor_loss, actor, s, fit, weights(advantage[rows], cfg), given)
 
         draws = rows(keys.actor, updates), jax.random.split(keys.fit, updates)
@@ -191,14 +192,14 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         params = state.actor.params
-        step = given.step(params, given.read(params, state.norm, obs), cfg.walk)
+        step = given.step(params, given.read(params, state.norm, obs), cfg.denoising)
         noise = given.noises(key, len(obs.step), steps)
         states, _ = chain.sample(step, *noise, cfg.noise_floor, cfg.noise_clip, 1.0)
         return ActOut(given.out(state.norm, states[:, -1]).reshape(-1, *spec.action_shape), carry)
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         params = state.actor.params
-        x = given.sample(params, given.read(params, state.norm, obs), key, cfg.walk)
+        x = given.sample(params, given.read(params, state.norm, obs), key, cfg.denoising)
         return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
 
     return Algorithm(init, update, act, act_eval)

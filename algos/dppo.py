@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 
-from algos import chain_bc, chain_ppo
-from algos.chain_bc import Net, Policy
+from algos import chain_ppo
 from algos.chain_ppo import Actor, Judged, Record, State
-from core import algorithm, chain
+from core import algorithm, chain, chunk_policy
 from core.algorithm import Algorithm
 from core.chain import Move, Step
+from core.chunk_policy import Policy, PolicyNet
 from core.config import ConfigError
 from core.types import Array, EnvSpec, Key, Observation, PyTree, Start
 
@@ -33,7 +33,7 @@ PARENTS = ("chain_bc",)
 
 @dataclass(frozen=True)
 class Config(chain_ppo.Config):
-    net: Net = field(default_factory=lambda: Net(family="diffusion"))
+    net: PolicyNet = field(default_factory=lambda: PolicyNet(family="diffusion"))
     tuned: int = 10  # K', the last steps of the chain; 0: all
     clip_base: float = 0.01  # eps at the noisiest tuned step
     clip_rate: float = 3.0  # of its exponential way to `clip`
@@ -73,18 +73,18 @@ def log_prob(law: Move, after: Array, cfg: Config) -> tuple[Array, Array]:
     return clamped.mean(axis=(-2, -1)), (clamped != each).mean(axis=(-2, -1))
 
 
-class Player:
+class TunedChain:
     """The diffusion policy in two parts."""
 
     def __init__(self, cfg: Config, given: Policy):
         """Raises: ConfigError for more tuned steps than the chain has."""
-        self.cfg, self.given, self.steps = cfg, given, given.steps(cfg.walk)
+        self.cfg, self.given, self.steps = cfg, given, given.steps(cfg.denoising)
         self.tuned = cfg.tuned or self.steps
         if not 1 <= self.tuned <= self.steps:
             raise ConfigError(f"tuned {cfg.tuned}: the chain has {self.steps} steps, of which 1 to all can be tuned")
 
     def step(self, params: PyTree, state: Array, eta: float) -> Step:
-        return self.given.step(params, state, self.cfg.walk, eta, self.cfg.noise_limit or jnp.inf)
+        return self.given.step(params, state, self.cfg.denoising, eta, self.cfg.noise_limit or jnp.inf)
 
     def tail(self, params: PyTree, state: Array, eta: float) -> Step:
         """The last K' steps of `step`, counted from 0."""
@@ -102,11 +102,11 @@ class Player:
 
 
 def imitation(
-    player: Player, frozen: tuple[Step, Step], tail: Step, start: Array, normals: Array, last: float
+    chains: TunedChain, frozen: tuple[Step, Step], tail: Step, start: Array, normals: Array, last: float
 ) -> Array:
     """-l f32[] of tuned steps `tail` on chains that the frozen policy (whole, its tail) draws; all numbers count."""
-    states, _ = player.sample(*frozen, start, normals, player.cfg.sampling_std, last)
-    return -log_prob(chain.moves(tail, states), states[:, 1:], replace(player.cfg, horizon=0))[0].mean()
+    states, _ = chains.sample(*frozen, start, normals, chains.cfg.sampling_std, last)
+    return -log_prob(chain.moves(tail, states), states[:, 1:], replace(chains.cfg, horizon=0))[0].mean()
 
 
 def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
@@ -128,8 +128,8 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
             f"needs 0 <= advantage_low {cfg.advantage_low} < advantage_high {cfg.advantage_high} <= 1, clip_rate "
             f"{cfg.clip_rate} > 0 and log_prob_min {cfg.log_prob_min} < log_prob_max {cfg.log_prob_max}"
         )
-    given = chain_bc.policy(cfg.net, spec)
-    player = Player(cfg, given)
+    given = chunk_policy.policy(cfg.net, spec)
+    chains = TunedChain(cfg, given)
     last = cfg.final_clip or jnp.inf
 
     def init(key: Key, start: Start) -> tuple[PyTree, PyTree]:
@@ -139,34 +139,34 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     def read(params: PyTree, state: State, obs: Observation) -> Array:
         return given.read(params, state.norm, obs)
 
-    def walk(params: PyTree, state: State, obs: Observation, key: Key, eta: float, floor: float | Array, last: float):
-        frozen = player.step(state.frozen, read(state.frozen, state, obs), eta)
-        tail = player.tail(params, read(params, state, obs), eta)
-        return player.sample(frozen, tail, *given.noises(key, len(obs.step), player.steps), floor, last)
+    def sampled(params: PyTree, state: State, obs: Observation, key: Key, eta: float, floor: float | Array, last: float):
+        frozen = chains.step(state.frozen, read(state.frozen, state, obs), eta)
+        tail = chains.tail(params, read(params, state, obs), eta)
+        return chains.sample(frozen, tail, *given.noises(key, len(obs.step), chains.steps), floor, last)
 
     def play(state: State, obs: Observation, key: Key) -> tuple[Array, Record]:
-        states, law = walk(state.actor.params, state, obs, key, cfg.eta, cfg.sampling_std, last)
+        states, law = sampled(state.actor.params, state, obs, key, cfg.eta, cfg.sampling_std, last)
         return states[:, -1], Record(states, log_prob(law, states[:, 1:], cfg)[0])
 
     def best(state: State, obs: Observation, key: Key) -> Array:
-        return walk(state.actor.params, state, obs, key, 0.0, given.still(cfg.walk), 1.0)[0][:, -1]
+        return sampled(state.actor.params, state, obs, key, 0.0, given.eval_floor(cfg.denoising), 1.0)[0][:, -1]
 
     def judge(params: PyTree, state: State, obs: Observation, states: Array, level: Array) -> Judged:
         x, after = (jnp.take_along_axis(states, (level + i)[:, None, None, None], axis=1)[:, 0] for i in (0, 1))
-        law = player.tail(params, read(params, state, obs), cfg.eta)(x, level)
+        law = chains.tail(params, read(params, state, obs), cfg.eta)(x, level)
         value, clamped = log_prob(law, after, cfg)
         return Judged(value, jnp.zeros_like(value), clamped)
 
     def penalty(params: PyTree, state: State, obs: Observation, key: Key) -> Array:
         frozen = state.frozen, read(state.frozen, state, obs), cfg.eta
-        tail = player.tail(params, read(params, state, obs), cfg.eta)
-        noises = given.noises(key, len(obs.step), player.steps)
-        return imitation(player, (player.step(*frozen), player.tail(*frozen)), tail, *noises, last)
+        tail = chains.tail(params, read(params, state, obs), cfg.eta)
+        noises = given.noises(key, len(obs.step), chains.steps)
+        return imitation(chains, (chains.step(*frozen), chains.tail(*frozen)), tail, *noises, last)
 
     return given, Actor(
-        player.tuned, init, play, best, judge,
-        lambda level: clip_schedule(level, player.tuned, cfg),
-        lambda advantage, level: shaped(advantage, level, player.tuned, cfg), penalty,
+        chains.tuned, init, play, best, judge,
+        lambda level: clip_schedule(level, chains.tuned, cfg),
+        lambda advantage, level: shaped(advantage, level, chains.tuned, cfg), penalty,
     )  # fmt: skip
 
 

@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 
 from algos import chain_bc
-from algos.chain_bc import Policy, Walk
-from core import algorithm, batches, chain, critics, dataset, optim
+from algos.chain_bc import Fit
+from core import algorithm, batches, chain, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chain import Regression
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError
 from core.critics import Batch, Network, TimeLimit
-from core.losses import ensemble_mse, td_target
+from core.losses import td_target
 from core.networks import Net, float_dtype
 from core.optim import Trained
 from core.rng import streams
@@ -41,9 +42,9 @@ INHERITS = ("net", "critic")
 
 @dataclass(frozen=True)
 class Config(algorithm.Config):
-    net: chain_bc.Net = field(default_factory=lambda: chain_bc.Net(family="diffusion"))  # or reflow
-    walk: Walk = field(default_factory=Walk)
-    times: str = "uniform"  # reflow: law of the times that L_BC draws
+    net: PolicyNet = field(default_factory=lambda: PolicyNet(family="diffusion"))  # or reflow
+    denoising: Denoising = field(default_factory=Denoising)
+    fit: Fit = field(default_factory=Fit)  # what the policy's network is fitted to
     critic: Network = field(default_factory=Network)
     actor_lr: float = 1e-4
     critic_lr: float = 1e-3
@@ -76,7 +77,7 @@ class Draws(NamedTuple):
 
 def played(params: PyTree, state: Array, noise: tuple[Array, Array], given: Policy, cfg: Config) -> Array:
     """pi(s) f32[B, H, A] in [-1, 1] with the floor, a differentiable function of the parameters."""
-    states, _ = chain.sample(given.step(params, state, cfg.walk), *noise, cfg.noise_floor, cfg.noise_clip, 1.0)
+    states, _ = chain.sample(given.step(params, state, cfg.denoising), *noise, cfg.noise_floor, cfg.noise_clip, 1.0)
     return states[:, -1]
 
 
@@ -87,13 +88,6 @@ def bootstrap(
     action = played(actor_params, batch.next_state, noise, given, cfg)
     value = q.apply(critic_target, batch.next_state, action).min(axis=0)
     return td_target(batch.reward, batch.terminated, value, cfg.discount)
-
-
-def critic_loss(critic_params: PyTree, target: Array, batch: Batch, q: Net) -> tuple[Array, Metrics]:
-    """L_Q for targets f32[B]."""
-    value = q.apply(critic_params, batch.state, batch.action)  # f32[E, B]
-    loss = ensemble_mse(value, target)
-    return loss, {"critic/loss": loss, "critic/q": value.mean(), "critic/target": target.mean()}
 
 
 def improvement(value: Array, first: Array) -> Array:
@@ -125,8 +119,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             f"eta {cfg.eta}, actor_start {cfg.actor_start} and noise_floor {cfg.noise_floor} must be at least 0, "
             f"noise_clip {cfg.noise_clip} positive"
         )
-    given, q = chain_bc.policy(cfg.net, spec), critics.of_chunks(cfg.critic)
-    steps = given.steps(cfg.walk)
+    given, q = chunk_policy.policy(cfg.net, spec), critics.of_chunks(cfg.critic)
+    steps = given.steps(cfg.denoising)
     actor_tx, critic_tx = optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
 
     def init(key: Key, start: Start) -> State:
@@ -154,11 +148,11 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             given.noises(keys.next_action, size, steps),
             given.noises(keys.action, size, steps),
             jax.random.bernoulli(keys.coin),
-            chain_bc.regression(params, batch.state, batch.action, keys.fit, given, cfg),
+            chain_bc.regression(params, batch.state, batch.action, keys.fit, given, cfg.fit),
         )
         # --- critics ---
         target = bootstrap(state.critic_target, params, batch, draws.next_noise, given, q, cfg)
-        critic, metrics = optim.step(critic_tx, critic_loss, state.critic, target, batch, q)
+        critic, metrics = optim.step(critic_tx, critics.q_loss, state.critic, target, batch, q)
 
         # --- actor ---
         def learn(actor: Trained) -> tuple[Trained, Metrics]:
@@ -176,7 +170,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         params = state.actor.params
-        x = given.sample(params, given.read(params, state.norm, obs), key, cfg.walk)
+        x = given.sample(params, given.read(params, state.norm, obs), key, cfg.denoising)
         return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
 
     return Algorithm(

@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 
 from algos import chain_bc
-from algos.chain_bc import Policy, Walk
-from core import algorithm, batches, chain, critics, dataset, optim
+from algos.chain_bc import Fit
+from core import algorithm, batches, chain, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError
 from core.critics import Batch, Network, TimeLimit
-from core.losses import ensemble_mse, mse, td_target
+from core.losses import mse, td_target
 from core.networks import MLP, Net, float_dtype
 from core.optim import Trained
 from core.rng import streams
@@ -37,14 +38,14 @@ from core.types import ActOut, Array, EnvSpec, Key, Metrics, Norm, Observation, 
 
 PARENTS = ("chain_bc", "fql")
 INHERITS = ("net", "hidden", "activation", "critic")
-ONE_STEP = True  # what acts takes one step, whatever `walk` says of its teacher
+ONE_STEP = True  # what acts takes one step, whatever `denoising` says of its teacher
 
 
 @dataclass(frozen=True)
 class Config(algorithm.Config):
-    net: chain_bc.Net = field(default_factory=lambda: chain_bc.Net(limit=0.0))  # of the flow: reflow
-    walk: Walk = field(default_factory=lambda: Walk(steps=10))  # K
-    times: str = "uniform"  # law of the times that L_F draws
+    net: PolicyNet = field(default_factory=lambda: PolicyNet(denoised_clip=0.0))  # of the flow: reflow
+    denoising: Denoising = field(default_factory=lambda: Denoising(steps=10))  # K
+    fit: Fit = field(default_factory=Fit)  # what the policy's network is fitted to
     hidden: tuple[int, ...] = (512, 512)  # of mu
     activation: str = "gelu"
     critic: Network = field(default_factory=lambda: Network((256, 256), "gelu", residual=False, norm="before"))
@@ -76,7 +77,7 @@ class Networks(NamedTuple):
 
 
 def networks(cfg: Config, spec: EnvSpec) -> Networks:
-    given = chain_bc.policy(cfg.net, spec)
+    given = chunk_policy.policy(cfg.net, spec)
     height, width = given.shape
     module = MLP((*cfg.hidden, height * width), cfg.activation)
 
@@ -90,10 +91,10 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
     return Networks(given, mu, critics.of_chunks(cfg.critic))
 
 
-def flowed(flow_params: PyTree, state: Array, z: Array, given: Policy, walk: Walk) -> Array:
+def flowed(flow_params: PyTree, state: Array, z: Array, given: Policy, denoising: Denoising) -> Array:
     """mu_F f32[B, H, A] in [-1, 1]."""
-    still = jnp.zeros((len(z), given.steps(walk), *given.shape), z.dtype)
-    return chain.sample(given.step(flow_params, state, walk), z, still, last=1.0)[0][:, -1]
+    still = jnp.zeros((len(z), given.steps(denoising), *given.shape), z.dtype)
+    return chain.sample(given.step(flow_params, state, denoising), z, still, last=1.0)[0][:, -1]
 
 
 def bootstrap(critic_target: PyTree, actor_params: PyTree, batch: Batch, z: Array, nets: Networks, cfg: Config):
@@ -101,13 +102,6 @@ def bootstrap(critic_target: PyTree, actor_params: PyTree, batch: Batch, z: Arra
     action = jnp.clip(nets.mu.apply(actor_params, batch.next_state, z), -1, 1)
     value = nets.q.apply(critic_target, batch.next_state, action).mean(axis=0)
     return td_target(batch.reward, batch.terminated, value, cfg.discount)
-
-
-def critic_loss(critic_params: PyTree, target: Array, batch: Batch, nets: Networks) -> tuple[Array, Metrics]:
-    """L_Q for targets f32[B]."""
-    q = nets.q.apply(critic_params, batch.state, batch.action)  # f32[E, B]
-    loss = ensemble_mse(q, target)
-    return loss, {"critic/loss": loss, "critic/q": q.mean(), "critic/target": target.mean()}
 
 
 def actor_loss(
@@ -132,7 +126,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         raise ConfigError(f"alpha {cfg.alpha} and flow_acts {cfg.flow_acts} must be at least 0")
     nets = networks(cfg, spec)
     given = nets.given
-    given.steps(cfg.walk)
+    given.steps(cfg.denoising)
     flow_tx, actor_tx, critic_tx = (optim.adam(lr) for lr in (cfg.flow_lr, cfg.actor_lr, cfg.critic_lr))
 
     def init(key: Key, start: Start) -> State:
@@ -165,12 +159,12 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         next_z, z = (normals(k, len(batch.reward)) for k in (keys.next_action, keys.action))
         # --- critics ---
         target = bootstrap(state.critic_target, state.actor.params, batch, next_z, nets, cfg)
-        critic, metrics = optim.step(critic_tx, critic_loss, state.critic, target, batch, nets)
+        critic, metrics = optim.step(critic_tx, critics.q_loss, state.critic, target, batch, nets.q)
         # --- flow ---
-        fit = chain_bc.regression(params, batch.state, batch.action, keys.fit, given, cfg)
+        fit = chain_bc.regression(params, batch.state, batch.action, keys.fit, given, cfg.fit)
         flow, flow_metrics = optim.step(flow_tx, chain_bc.loss, state.flow, norm, t.obs, fit, given)
         # --- actor ---
-        wanted = flowed(params, batch.state, z, given, cfg.walk)
+        wanted = flowed(params, batch.state, z, given, cfg.denoising)
         actor, actor_metrics = optim.step(
             actor_tx, actor_loss, state.actor, state.critic.params, batch.state, z, wanted, nets, cfg
         )
@@ -183,7 +177,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         s, z = given.read(state.flow.params, state.norm, obs), normals(key, len(obs.step))
 
         def by_flow() -> Array:
-            return flowed(state.flow.params, s, z, given, cfg.walk)
+            return flowed(state.flow.params, s, z, given, cfg.denoising)
 
         def by_mu() -> Array:
             return jnp.clip(nets.mu.apply(state.actor.params, s, z), -1, 1)

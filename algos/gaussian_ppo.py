@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
-from algos import chain_bc, chain_ppo
-from algos.chain_bc import Net
+from algos import chain_ppo
 from algos.chain_ppo import Actor, Judged, Record, State
-from core import algorithm, chain
+from core import algorithm, chain, chunk_policy
 from core.algorithm import Algorithm
+from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.distributions import HALF_LOG_TWO_PI
 from core.networks import float_dtype
@@ -29,7 +29,7 @@ PARENTS = ("chain_bc",)
 
 @dataclass(frozen=True)
 class Config(chain_ppo.Config):
-    net: Net = field(default_factory=lambda: Net(family="gaussian"))
+    net: PolicyNet = field(default_factory=lambda: PolicyNet(family="gaussian"))
     clip: float = 0.1
     std: float = 0.1  # at the start
     std_min: float = 0.01
@@ -43,8 +43,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         raise ConfigError(f"gaussian_ppo fine-tunes gaussian policies, not {cfg.net.family}")
     if not 0 < cfg.std_min <= cfg.std <= cfg.std_max:
         raise ConfigError(f"needs 0 < std_min {cfg.std_min} <= std {cfg.std} <= std_max {cfg.std_max}")
-    given = chain_bc.policy(cfg.net, spec)
-    given.steps(cfg.walk)
+    given = chunk_policy.policy(cfg.net, spec)
+    given.steps(cfg.denoising)
 
     def init(key: Key, start: Start) -> tuple[PyTree, PyTree]:
         log_std = jnp.full(given.shape, math.log(cfg.std), float_dtype())
@@ -53,7 +53,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def law(params: PyTree, state: State, obs: Observation) -> tuple[Array, Array]:
         """(mean f32[B, H, A], log std f32[H, A])."""
         blank = jnp.zeros((len(obs.step), *given.shape), float_dtype())
-        step = given.step(params["policy"], given.read(params["policy"], state.norm, obs), cfg.walk)
+        step = given.step(params["policy"], given.read(params["policy"], state.norm, obs), cfg.denoising)
         return step(blank, jnp.int32(0)).mean, jnp.clip(params["log_std"], math.log(cfg.std_min), math.log(cfg.std_max))
 
     def log_prob(mean: Array, log_std: Array, x: Array) -> Array:

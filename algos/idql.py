@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from algos import chain_bc
-from algos.chain_bc import Walk
-from core import algorithm, batches, chain, critics, dataset, optim
+from algos.chain_bc import Fit
+from core import algorithm, batches, chain, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Batch, Network, TimeLimit
-from core.losses import check_shapes, ensemble_mse, expectile, td_target
+from core.losses import check_shapes, expectile, td_target
 from core.networks import Net, float_dtype
 from core.optim import Trained
 from core.rng import streams
@@ -39,9 +40,9 @@ INHERITS = ("net", "critic")
 
 @dataclass(frozen=True)
 class Config(algorithm.Config):
-    net: chain_bc.Net = field(default_factory=lambda: chain_bc.Net(family="diffusion"))  # or reflow
-    walk: Walk = field(default_factory=Walk)
-    times: str = "uniform"  # reflow: law of the times that L_BC draws
+    net: PolicyNet = field(default_factory=lambda: PolicyNet(family="diffusion"))  # or reflow
+    denoising: Denoising = field(default_factory=Denoising)
+    fit: Fit = field(default_factory=Fit)  # what the policy's network is fitted to
     critic: Network = field(default_factory=Network)  # of Q and of V
     actor_lr: float = 1e-4
     critic_lr: float = 1e-3
@@ -81,13 +82,6 @@ def value_loss(value_params: PyTree, critic_target: PyTree, batch: Batch, nets: 
     return loss, {"value/loss": loss, "value/mean": value.mean(), "value/advantage": (q - value).mean()}
 
 
-def critic_loss(critic_params: PyTree, target: Array, batch: Batch, nets: Networks) -> tuple[Array, Metrics]:
-    """L_Q for targets f32[B]."""
-    q = nets.q.apply(critic_params, batch.state, batch.action)  # f32[E, B]
-    loss = ensemble_mse(q, target)
-    return loss, {"critic/loss": loss, "critic/q": q.mean(), "critic/target": target.mean()}
-
-
 def lots(score: Array, value: Array, weight: float) -> Array:
     """Logarithms f32[B, N] of the weights that proposals of scores f32[B, N] are drawn with, for values f32[B]."""
     return jnp.log(jnp.where(score > value[:, None], weight, 1 - weight))
@@ -116,9 +110,9 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             f"actor_start {cfg.actor_start} and noise_floor {cfg.noise_floor} must be at least 0, "
             f"noise_clip {cfg.noise_clip} positive"
         )
-    given = chain_bc.policy(cfg.net, spec)
+    given = chunk_policy.policy(cfg.net, spec)
     nets = Networks(critics.of_chunks(cfg.critic), critics.of_states(cfg.critic))
-    steps = given.steps(cfg.walk)
+    steps = given.steps(cfg.denoising)
     actor_tx, critic_tx = optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
 
     def init(key: Key, start: Start) -> State:
@@ -149,10 +143,10 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         value, value_metrics = optim.step(critic_tx, value_loss, state.value, state.critic_target, batch, nets, cfg)
         # --- critics and their targets ---
         target = td_target(batch.reward, batch.terminated, nets.v.apply(value.params, batch.next_state), cfg.discount)
-        critic, metrics = optim.step(critic_tx, critic_loss, state.critic, target, batch, nets)
+        critic, metrics = optim.step(critic_tx, critics.q_loss, state.critic, target, batch, nets.q)
         critic_target = optim.polyak(state.critic_target, critic.params, cfg.tau)
         # --- actor ---
-        fit = chain_bc.regression(params, batch.state, batch.action, streams(key, "fit").fit, given, cfg)
+        fit = chain_bc.regression(params, batch.state, batch.action, streams(key, "fit").fit, given, cfg.fit)
 
         def learn(actor: Trained) -> tuple[Trained, Metrics]:
             actor, metrics = optim.step(actor_tx, chain_bc.loss, actor, norm, t.obs, fit, given)
@@ -170,7 +164,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         keys, size = streams(key, "proposals", "lot"), cfg.explore_samples
         s = given.read(state.actor.params, state.norm, obs)
         start, normals = given.noises(keys.proposals, len(s) * size, steps)
-        step = given.step(state.actor.params, jnp.repeat(s, size, axis=0), cfg.walk)
+        step = given.step(state.actor.params, jnp.repeat(s, size, axis=0), cfg.denoising)
         states, _ = chain.sample(step, start, normals, cfg.noise_floor, cfg.noise_clip, 1.0)
         proposals = states[:, -1].reshape(len(s), size, *given.shape)
         score = scores(state.critic_target, s, proposals, nets)
@@ -179,7 +173,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         s = given.read(state.actor.params, state.norm, obs)
-        x = given.sample(state.actor.params, jnp.repeat(s, cfg.samples, axis=0), key, cfg.walk)
+        x = given.sample(state.actor.params, jnp.repeat(s, cfg.samples, axis=0), key, cfg.denoising)
         proposals = x.reshape(len(s), cfg.samples, *given.shape)
         best = scores(state.critic_target, s, proposals, nets).argmax(axis=1)
         return ActOut(chosen(state, proposals, best), carry)

@@ -6,9 +6,9 @@ The flow of K Euler steps becomes a Markov chain with an exact likelihood:
 and PPO (`algos.chain_ppo`) is run with one ratio per chain.  Judged, the policy follows the means.  The noise net reads
 the time's embedding, to which it gives no gradient, and the state's encoding.  Its upper bound may fall over training.
 Same as the authors' code but for: one grid of times, k / K, in sampler and likelihood (theirs samples rectified flow at
-linspace(0, 1, K), so that its first ratio is not 1; `walk.grid inclusive` uses that one for both, as their published
-curves did); the W2 regulariser starts both roll-outs from the same noise (theirs moves the tuned one's start); the last
-partial minibatch is left out.  Works with reflow, shortcut and mean flow.
+linspace(0, 1, K), so that its first ratio is not 1; `denoising.grid inclusive` uses that one for both, as their
+published curves did); the W2 regulariser starts both roll-outs from the same noise (theirs moves the tuned one's
+start); the last partial minibatch is left out.  Works with reflow, shortcut and mean flow.
 Axes: B batch, H steps of a chunk, A action, K steps of a chain.
 """
 
@@ -22,12 +22,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from algos import chain_bc, chain_ppo
-from algos.chain_bc import Policy, Walk
+from algos import chain_ppo
 from algos.chain_ppo import Actor, Judged, Record, State
-from core import algorithm, chain, flow
+from core import algorithm, chain, chunk_policy, flow
 from core.algorithm import Algorithm
 from core.chain import Move, Step
+from core.chunk_policy import Policy
 from core.config import ConfigError, choose
 from core.distributions import HALF_LOG_TWO_PI, squashed_std
 from core.networks import MLP, Denoised, float_dtype
@@ -129,11 +129,11 @@ def w2(tuned: Step, frozen: Step, steps: int, start: Array, frozen_start: Array)
     return jnp.square(ours - jax.lax.stop_gradient(theirs)).mean()
 
 
-class Player:
+class NoisyFlow:
     """The flow with its noise.  Its params: {"policy", "noise"}."""
 
     def __init__(self, cfg: Config, given: Policy):
-        self.cfg, self.given, self.steps = cfg, given, given.steps(cfg.walk)
+        self.cfg, self.given, self.steps = cfg, given, given.steps(cfg.denoising)
         self.learned = min(cfg.noise_steps or self.steps, self.steps) if cfg.noise == "learned" else 0
         size = given.shape[0] * given.shape[1]
         self.noise = Noise(cfg, self.steps, size)
@@ -152,7 +152,7 @@ class Player:
         seen = self.given.denoise(policy, state, jnp.zeros((1, *self.given.shape)), zero, zero)
         return {"policy": policy, "noise": self.noise.init(key, seen, jnp.zeros(1, jnp.int32))}
 
-    def step(self, params: PyTree, state: Array, high: float | Array, walk: Walk | None = None) -> Step:
+    def step(self, params: PyTree, state: Array, high: float | Array) -> Step:
         """The chain of states f32[B, S]; high: upper bound of the noise."""
         cfg, steps = self.cfg, self.steps
         fixed, shape = fixed_std(cfg, steps, high), self.given.shape
@@ -167,7 +167,7 @@ class Player:
                 std = jnp.where((k < steps - self.learned)[..., None, None], fixed[k][..., None, None], std)
             return seen.out, std
 
-        return flow.euler(field, flow.grid(steps, (walk or cfg.walk).grid), self.given.options.limit or jnp.inf)
+        return flow.euler(field, flow.grid(steps, cfg.denoising.grid), self.given.options.denoised_clip or jnp.inf)
 
 
 def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
@@ -185,31 +185,31 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
             raise ConfigError(f"{name} {value} must be at least 0")
     if not 0 <= cfg.noise_hold <= 1:
         raise ConfigError(f"noise_hold {cfg.noise_hold} is a share: it must lie in [0, 1]")
-    given = chain_bc.policy(cfg.net, spec)
-    player = Player(cfg, given)
+    given = chunk_policy.policy(cfg.net, spec)
+    chains = NoisyFlow(cfg, given)
 
     def init(key: Key, start: Start) -> tuple[PyTree, PyTree]:
         keys = streams(key, "policy", "noise", "blank")
         policy = chain_ppo.pretrained(keys.policy, start, given, spec)
         frozen = jax.tree.map(jnp.copy, policy) if cfg.bc_weight else ()
-        return player.init(keys.noise, policy, given.encoded(keys.blank, spec)[0]), frozen
+        return chains.init(keys.noise, policy, given.encoded(keys.blank, spec)[0]), frozen
 
     def step(params: PyTree, state: State, obs: Observation) -> Step:
-        return player.step(params, given.read(params["policy"], state.norm, obs), player.bound(state.iteration))
+        return chains.step(params, given.read(params["policy"], state.norm, obs), chains.bound(state.iteration))
 
     def clamp(value: Array) -> Array:
         return jnp.clip(value, cfg.log_prob_min, cfg.log_prob_max)
 
     def play(state: State, obs: Observation, key: Key) -> tuple[Array, Record]:
-        return walk(state.actor.params, state, obs, key)
+        return noisy(state.actor.params, state, obs, key)
 
-    def walk(params: PyTree, state: State, obs: Observation, key: Key) -> tuple[Array, Record]:
-        start, normals = given.noises(key, len(obs.step), player.steps)
-        states, law = chain.sample(step(params, state, obs), start, normals, player.floor, cfg.noise_clip, 1.0)
+    def noisy(params: PyTree, state: State, obs: Observation, key: Key) -> tuple[Array, Record]:
+        start, normals = given.noises(key, len(obs.step), chains.steps)
+        states, law = chain.sample(step(params, state, obs), start, normals, chains.floor, cfg.noise_clip, 1.0)
         return states[:, -1], Record(states, clamp(log_prob(law, states, cfg)[0])[:, None])
 
     def best(state: State, obs: Observation, key: Key) -> Array:
-        start, normals = given.noises(key, len(obs.step), player.steps)
+        start, normals = given.noises(key, len(obs.step), chains.steps)
         states, _ = chain.sample(step(state.actor.params, state, obs), start, jnp.zeros_like(normals), last=1.0)
         return states[:, -1]
 
@@ -220,14 +220,14 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     def penalty(params: PyTree, state: State, obs: Observation, key: Key) -> Array:
         if cfg.regulariser == "bc":
             frozen = jax.lax.stop_gradient({**params, "policy": state.frozen})
-            record = walk(frozen, state, obs, key)[1]
+            record = noisy(frozen, state, obs, key)[1]
             return -judge(params, state, obs, record.chain, jnp.zeros_like(obs.step)).log_prob.mean()
         start = given.noises(key, len(obs.step), 0)[0] * (cfg.w2_start == "noise")
         tuned, frozen = (
-            given.step(policy, given.read(policy, state.norm, obs), cfg.walk)
+            given.step(policy, given.read(policy, state.norm, obs), cfg.denoising)
             for policy in (params["policy"], state.frozen)
         )
-        return w2(tuned, frozen, player.steps, start, start)
+        return w2(tuned, frozen, chains.steps, start, start)
 
     return given, Actor(1, init, play, best, judge, lambda level: cfg.clip, lambda advantage, level: advantage, penalty)
 

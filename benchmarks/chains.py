@@ -27,12 +27,12 @@ import numpy as np
 import algos
 import envs
 from algos import chain_bc, chain_ppo
-from algos.chain_bc import Net, Walk
 from benchmarks.contenders import CORES, PEERS, Peer, Seen, interleaved, row
 from benchmarks.online import timed
 from benchmarks.updates import product_loop
 from core import diffusion, online
 from core.algorithm import Algorithm
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.dataset import identity_norm
 from core.returns import gae
 from core.rollout import RolloutState, host_rollout
@@ -43,7 +43,7 @@ from experiments.presets import preset
 TASK, CHUNK = "mujoco/hopper-v5", 4
 ROUNDS = 3  # unless said otherwise
 SMALL = ("reinflow", "dppo", "gaussian_ppo")  # `cpu` presets
-SHORTCUT = Net("shortcut", cond=(64, 16), combine="add")
+SHORTCUT = PolicyNet("shortcut", cond=(64, 16), combine="add")
 R4, S4, R1, DPPO = "ReinFlow R, K=4", "ReinFlow S, K=4", "ReinFlow R, K=1", "DPPO, K=20, K'=10"
 TORCH = {R4: "torch_reinflow", DPPO: "torch_dppo"}
 
@@ -65,7 +65,7 @@ class Tuning(NamedTuple):
     """An algorithm with a first state and a rollout to learn from."""
 
     cfg: chain_ppo.Config  # of a single epoch
-    given: chain_bc.Policy
+    given: Policy
     actor: chain_ppo.Actor
     algorithm: Algorithm
     state: chain_ppo.State
@@ -74,7 +74,7 @@ class Tuning(NamedTuple):
     @property
     def rows(self) -> int:
         """How often the actor's networks are asked for an item."""
-        return 1 if self.actor.levels > 1 else self.given.steps(self.cfg.walk)
+        return 1 if self.actor.levels > 1 else self.given.steps(self.cfg.denoising)
 
     @property
     def steps(self) -> int:
@@ -101,7 +101,7 @@ def published() -> dict[str, tuple[str, chain_ppo.Config]]:
     flow = preset("reinflow", TASK).config
     return {
         R4: ("reinflow", flow), S4: ("reinflow", replace(flow, net=SHORTCUT)),
-        R1: ("reinflow", replace(flow, walk=Walk(1))), DPPO: ("dppo", preset("dppo", TASK).config),
+        R1: ("reinflow", replace(flow, denoising=Denoising(1))), DPPO: ("dppo", preset("dppo", TASK).config),
     }  # fmt: skip
 
 
@@ -180,23 +180,23 @@ def called(act: Callable, state: PyTree, spec: EnvSpec, size: int, calls: int) -
     return measure
 
 
-def families() -> dict[str, tuple[Net, Walk]]:
+def families() -> dict[str, tuple[PolicyNet, Denoising]]:
     """Policies that are judged."""
-    flows = {"reflow": Net(), "shortcut": SHORTCUT, "meanflow": Net("meanflow")}
-    noisy = Net("diffusion")
+    flows = {"reflow": PolicyNet(), "shortcut": SHORTCUT, "meanflow": PolicyNet("meanflow")}
+    noisy = PolicyNet("diffusion")
     return {
-        **{f"{name}, K={steps}": (net, Walk(steps)) for name, net in flows.items() for steps in (1, 2, 4)},
-        "diffusion, DDPM, K=20": (noisy, Walk()),
-        "diffusion, DDIM, 5 of 20": (noisy, Walk(5, sampler="ddim")),
-        "gaussian": (Net("gaussian"), Walk()),
+        **{f"{name}, K={steps}": (net, Denoising(steps)) for name, net in flows.items() for steps in (1, 2, 4)},
+        "diffusion, DDPM, K=20": (noisy, Denoising()),
+        "diffusion, DDIM, 5 of 20": (noisy, Denoising(5, sampler="ddim")),
+        "gaussian": (PolicyNet("gaussian"), Denoising()),
     }
 
 
 def judging(spec: EnvSpec, sizes: Sizes) -> dict[str, Callable[[], float]]:
     """Microseconds of `act_eval`, by family and batch."""
     contenders, start = {}, Start(identity_norm(*spec.obs_shape, spec.action_dim))
-    for name, (net, walk) in families().items():
-        algorithm = chain_bc.make(chain_bc.Config(net=net, walk=walk), spec)
+    for name, (net, denoising) in families().items():
+        algorithm = chain_bc.make(chain_bc.Config(net=net, denoising=denoising), spec)
         state = jax.jit(lambda key, algorithm=algorithm: algorithm.init(key, start))(jax.random.key(0))
         for size in (1, 64):
             measure = called(algorithm.act_eval, state, spec, size, sizes.calls)

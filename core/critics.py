@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 
 from core.config import ConfigError, choose
+from core.losses import ensemble_mse
 from core.networks import MLP, Net, ResidualMLP, ensemble
-from core.types import Array, Observation, Transition
+from core.types import Array, Metrics, Observation, PyTree, Transition
 
 TimeLimit = Literal["bootstrap", "terminate"]
 
@@ -81,3 +82,10 @@ def check(discount: float, tau: float = 1.0, reward_scale: float = 1.0) -> None:
         raise ConfigError(
             f"discount {discount} must lie in [0, 1], tau {tau} in (0, 1], reward_scale {reward_scale} above 0"
         )
+
+
+def q_loss(critic_params: PyTree, target: Array, batch: Batch, q: Net) -> tuple[Array, Metrics]:
+    """Sum over members of their mean squared errors to targets f32[B] -> (f32[], metrics)."""
+    value = q.apply(critic_params, batch.state, batch.action)  # f32[E, B]
+    loss = ensemble_mse(value, target)
+    return loss, {"critic/loss": loss, "critic/q": value.mean(), "critic/target": target.mean()}

@@ -101,7 +101,7 @@ def evaluate(
     seed: int = 2_000_000,
     checkpoint: int | None = None,
     best: bool = False,
-    walk_steps: int = 0,
+    denoising_steps: int = 0,
 ) -> None:
     """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl.
 
@@ -112,12 +112,12 @@ def evaluate(
         seed: base of the episodes' seeds; other numbers than in training give fresh ones.
         checkpoint: judge the one at this step; default the last.
         best: judge the checkpoint with the best score in training.
-        walk_steps: denoising steps to act with, for policies that have some; 0: as in training.
+        denoising_steps: denoising steps to act with, for policies that have some; 0: as in training.
     """
     _jax(acting=True)
     from experiments.evaluate import evaluate
 
-    evaluate(run, episodes, envs, seed, checkpoint, best, walk_steps)
+    evaluate(run, episodes, envs, seed, checkpoint, best, denoising_steps)
 
 
 def collect(

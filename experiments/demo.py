@@ -45,7 +45,7 @@ OUT = Path("runs/demo")
 def pretrained(data: Path, processes: int) -> Path:
     chosen = preset("chain_bc", TASK, "cpu")
     # few demonstrations leave some of the state's numbers almost constant: they are not blown up
-    net = replace(chosen.config.net, obs_limit=5.0)
+    net = replace(chosen.config.net, obs_clip=5.0)
     chosen = replace(
         chosen, config=replace(chosen.config, net=net, norm_floor=0.02, ema_start=UPDATES // 2),
         data=DataOptions(str(data)), env=replace(chosen.env, max_steps=150, workers=processes - 1),
@@ -66,7 +66,7 @@ def tuned(start: Path, processes: int) -> Path:
 
 def judged(folder: Path, steps: int) -> dict:
     """Success of a run on fresh episodes with so many denoising steps: mean and interval."""
-    [row] = evaluate(folder, FRESH, envs=20, seed=2_000_000, walk_steps=steps)
+    [row] = evaluate(folder, FRESH, envs=20, seed=2_000_000, denoising_steps=steps)
     mean = float(np.mean(row["successes"]))
     low, high = wilson(mean * FRESH, FRESH)
     return {"mean": mean, "low": low, "high": high, "episodes": FRESH}
@@ -127,7 +127,7 @@ def main() -> None:
         raise ConfigError(f"fine-tuning ended at {scores['after']['mean']:.0%}, below {END:.0%}")
     command = os.path.relpath(Path(sys.executable).with_name("rheostat"))
     print("Try next:")
-    print(f"  {command} eval {reinflow} --walk-steps 2")
+    print(f"  {command} eval {reinflow} --denoising-steps 2")
     print(f"  {command} train reinflow {TASK} --from {flow} --preset cpu --steps 100000")
     print(f"  {command} list tasks")
 

@@ -14,17 +14,17 @@ from experiments.job import Job
 
 
 def checkpoint(
-    folder: str | Path, step: int | None = None, best: bool = False, walk_steps: int = 0
+    folder: str | Path, step: int | None = None, best: bool = False, denoising_steps: int = 0
 ) -> tuple[Job, int, RunState]:
     """A run, and the state at its last, best or given checkpoint.
 
-    Args: walk_steps: denoising steps to act with, instead of the run's own.
-    Raises: ConfigError when both a step and the best are asked for, there is no such checkpoint, or no chain to walk.
+    Args: denoising_steps: denoising steps to act with, instead of the run's own.
+    Raises: ConfigError when both a step and the best are asked for, there is no such checkpoint, or no denoising steps.
     """
     if best and step is not None:
         raise ConfigError(f"--best and --checkpoint {step} both choose a checkpoint; leave one of them out")
     run = runs.load(folder)
-    job = Job(_walking(run, walk_steps) if walk_steps else run)
+    job = Job(_denoising(run, denoising_steps) if denoising_steps else run)
     if best:
         step = job.checkpoints.best()
         if step is None:
@@ -32,11 +32,11 @@ def checkpoint(
     return job, *job.restore(runs.identity(run), step)
 
 
-def _walking(run: runs.Run, steps: int) -> runs.Run:
+def _denoising(run: runs.Run, steps: int) -> runs.Run:
     config = run.train.config
-    if not hasattr(config, "walk") or getattr(algos.load(run.algo), "ONE_STEP", False):
-        raise ConfigError(f"--walk-steps {steps}: {run.algo} has no denoising steps")
-    config = replace(config, walk=replace(config.walk, steps=steps))
+    if not hasattr(config, "denoising") or getattr(algos.load(run.algo), "ONE_STEP", False):
+        raise ConfigError(f"--denoising-steps {steps}: {run.algo} has no denoising steps")
+    config = replace(config, denoising=replace(config.denoising, steps=steps))
     return run._replace(train=replace(run.train, config=config))
 
 
@@ -47,18 +47,18 @@ def evaluate(
     seed: int,
     step: int | None = None,
     best: bool = False,
-    walk_steps: int = 0,
+    denoising_steps: int = 0,
 ) -> list[dict]:
     """Play `episodes` fresh episodes per seed, print and append them to RUN/eval_fresh.jsonl; returns the rows."""
-    job, step, state = checkpoint(folder, step, best, walk_steps)
+    job, step, state = checkpoint(folder, step, best, denoising_steps)
     options.check_evaluation(episodes, envs, seed, job.chosen.eval.tasks, prefix="--")
     evaluator = job.evaluator(envs, episodes)
     try:
         rows = job.judge(evaluator, state, step, seed)
     finally:
         evaluator.env.close()
-    walked = {"walk_steps": walk_steps} if walk_steps else {}
-    rows = [{**row, "eval_seed": seed, **walked} for row in rows]
+    said = {"denoising_steps": denoising_steps} if denoising_steps else {}
+    rows = [{**row, "eval_seed": seed, **said} for row in rows]
     for row in rows:
         print(
             f"seed {row['seed']}  step {step}  {row['episodes']} episodes  return {row['return']:.2f}  "

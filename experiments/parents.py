@@ -77,8 +77,8 @@ def defaults(algo: str, chosen: Train, folder: str) -> Train:
     _require_kin(algo, parent)
     env = replace(parent.train.env, workers=0, threads=0, host=False)
     taken, theirs = _inherited(algo, chosen.config, parent), parent.train.config
-    if hasattr(chosen.config, "walk") and hasattr(theirs, "walk"):
-        taken["walk"] = theirs.walk  # unlike the rest it may be chosen anew
+    if hasattr(chosen.config, "denoising") and hasattr(theirs, "denoising"):
+        taken["denoising"] = theirs.denoising  # unlike the rest it may be chosen anew
     return replace(chosen, config=replace(chosen.config, **taken), env=env)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from algos import chain_bc
-from algos.chain_bc import Config, Net, Walk
-from core import batches, chain, dataset, diffusion, flow, sampling
+from algos.chain_bc import Config, Fit
+from core import batches, chain, chunk_policy, dataset, diffusion, flow, sampling
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError, UnknownName
 from core.networks import Denoised
 from core.types import EnvSpec, Observation, Start
@@ -19,11 +20,11 @@ from tests.algos.test_td3_bc import same
 SPEC = EnvSpec("modes", (1,), 1, chunk=2)
 SMALL = {"hidden": (8, 8, 8), "time_dim": 4}
 NETS = {
-    "reflow": Net("reflow", **SMALL),
-    "shortcut": Net("shortcut", **SMALL, cond=(4,), combine="add"),
-    "meanflow": Net("meanflow", **SMALL, cond=(4,), combine="add"),
-    "diffusion": Net("diffusion", **SMALL),
-    "gaussian": Net("gaussian", **SMALL),
+    "reflow": PolicyNet("reflow", **SMALL),
+    "shortcut": PolicyNet("shortcut", **SMALL, cond=(4,), combine="add"),
+    "meanflow": PolicyNet("meanflow", **SMALL, cond=(4,), combine="add"),
+    "diffusion": PolicyNet("diffusion", **SMALL),
+    "gaussian": PolicyNet("gaussian", **SMALL),
 }
 RNG = np.random.default_rng(0)
 quick = partial(
@@ -61,7 +62,7 @@ def learn(problem, net, walks, updates=1000):
     """Errors of the actions after training [n, 2], their distance to s / 5, one array per walk of the same starts."""
     data, start = problem
     algorithm = chain_bc.make(Config(batch_size=256, net=net, lr=4e-3, ema_start=200, ema_rate=0.8), SPEC)
-    given, obs = chain_bc.policy(net, SPEC), seen(np.linspace(-1, 1, 1000, dtype=np.float32)[:, None])
+    given, obs = chunk_policy.policy(net, SPEC), seen(np.linspace(-1, 1, 1000, dtype=np.float32)[:, None])
     x, normals = noises(1000, 2, 1, seed=2), noises(1000, 20, 2, 1, seed=3)
 
     @quick
@@ -74,7 +75,7 @@ def learn(problem, net, walks, updates=1000):
         ends = []
         for walk in walks:
             step, steps = given.step(learnt.ema, read, walk), given.steps(walk)
-            states, _ = chain.sample(step, x, normals[:, :steps], given.still(walk))
+            states, _ = chain.sample(step, x, normals[:, :steps], given.eval_floor(walk))
             ends.append(given.out(learnt.norm, states[:, -1])[..., 0] - 0.2 * obs.state)
         return ends
 
@@ -97,52 +98,52 @@ WIDE = {"hidden": (64, 64, 64)}
 
 def test_rectified_flow_learns_two_modes(problem):
     """In ten steps; a single one goes to the mean of the data, between them."""
-    ten, one = learn(problem, Net("reflow", **WIDE), [Walk(10), Walk(1)])
+    ten, one = learn(problem, PolicyNet("reflow", **WIDE), [Denoising(10), Denoising(1)])
     assert finds_both(ten)
     assert hits(one) < 0.05
 
 
 @pytest.mark.parametrize("family", ["shortcut", "meanflow"])
 def test_models_of_spans_learn_two_modes_in_one_step(problem, family):
-    four, one = learn(problem, Net(family, **WIDE, cond=(16,), combine="add"), [Walk(4), Walk(1)])
+    four, one = learn(problem, PolicyNet(family, **WIDE, cond=(16,), combine="add"), [Denoising(4), Denoising(1)])
     assert finds_both(four)
     assert hits(one) > 0.6
     assert np.median(np.abs(four - one)) < 0.12
 
 
 def test_diffusion_learns_two_modes(problem):
-    ddpm, ddim = learn(problem, Net("diffusion", **WIDE), [Walk(), Walk(10, sampler="ddim")])
+    ddpm, ddim = learn(problem, PolicyNet("diffusion", **WIDE), [Denoising(), Denoising(10, sampler="ddim")])
     assert finds_both(ddpm)
     assert finds_both(ddim)
 
 
 def drawn(net, spec=SPEC, seed=0):
     """(policy, parameters from NumPy: no program to compile)."""
-    given, rng = chain_bc.policy(net, spec), np.random.default_rng(seed)
+    given, rng = chunk_policy.policy(net, spec), np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: given.init(key, spec), jax.random.key(0))
     return given, jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape) / np.sqrt(max(x.size // x.shape[-1], 1)), x.dtype), shapes
     )
 
 
-CHAINS = [(family, k, Walk(k)) for family in ("reflow", "shortcut", "meanflow") for k in (1, 2, 4, 8, 20)]
-CHAINS += [("gaussian", 1, Walk(1))] + [("diffusion", k, Walk(k)) for k in (1, 2, 4, 8, 20)]
-CHAINS += [("diffusion", 20, Walk(k, sampler="ddim")) for k in (1, 2, 4, 8, 20)]
+CHAINS = [(family, k, Denoising(k)) for family in ("reflow", "shortcut", "meanflow") for k in (1, 2, 4, 8, 20)]
+CHAINS += [("gaussian", 1, Denoising(1))] + [("diffusion", k, Denoising(k)) for k in (1, 2, 4, 8, 20)]
+CHAINS += [("diffusion", 20, Denoising(k, sampler="ddim")) for k in (1, 2, 4, 8, 20)]
 
 
-@pytest.mark.parametrize(("family", "levels", "walk"), CHAINS)
-def test_chains_are_judged_by_the_laws_they_were_drawn_from(family, levels, walk):
+@pytest.mark.parametrize(("family", "levels", "denoising"), CHAINS)
+def test_chains_are_judged_by_the_laws_they_were_drawn_from(family, levels, denoising):
     """Every family and number of steps: one law in sampling and in the likelihood, so that first ratios are 1."""
     given, params = drawn(replace(NETS[family], levels=levels))
 
     @quick
     def both(state, x, normals):
-        step = given.step(params, state, walk, eta=1.0)
+        step = given.step(params, state, denoising, eta=1.0)
         states, law = chain.sample(step, x, normals, 0.1, 3.0, 1.0)
         return states, law, chain.moves(step, states)
 
-    states, law, again = both(noises(6, 1), noises(6, 2, 1, seed=1), noises(6, walk.steps, 2, 1, seed=2))
-    assert states.shape == (6, walk.steps + 1, 2, 1)
+    states, law, again = both(noises(6, 1), noises(6, 2, 1, seed=1), noises(6, denoising.steps, 2, 1, seed=2))
+    assert states.shape == (6, denoising.steps + 1, 2, 1)
     np.testing.assert_allclose(again.mean, law.mean, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(again.std, law.std, rtol=1e-5, atol=1e-7)
     assert np.isfinite(states).all()
@@ -154,7 +155,7 @@ def test_chains_are_judged_by_the_laws_they_were_drawn_from(family, levels, walk
         assert np.abs(law.mean).max() <= 1 or family == "gaussian"
 
 
-class Clock(chain_bc.Policy):
+class Clock(Policy):
     """Answers with the time that it is asked at, and a tenth of the span."""
 
     def denoise(self, params, state, x, t, span=None):
@@ -163,9 +164,9 @@ class Clock(chain_bc.Policy):
 
 @pytest.mark.parametrize("grid", ["left", "inclusive"])
 def test_the_grid_that_is_asked_for(grid):
-    clock = Clock(*chain_bc.policy(replace(NETS["reflow"], limit=0.0), SPEC))
+    clock = Clock(*chunk_policy.policy(replace(NETS["reflow"], denoised_clip=0.0), SPEC))
     states, _ = chain.sample(
-        clock.step({}, jnp.zeros((3, 1)), Walk(4, grid)), jnp.zeros((3, 2, 1)), jnp.zeros((3, 4, 2, 1))
+        clock.step({}, jnp.zeros((3, 1)), Denoising(4, grid)), jnp.zeros((3, 2, 1)), jnp.zeros((3, 4, 2, 1))
     )
     times = {"left": [0, 0.25, 0.5, 0.75], "inclusive": [0, 1 / 3, 2 / 3, 1]}[grid]
     np.testing.assert_allclose(states[0, 1:, 0, 0], np.cumsum(np.add(times, 0.025)) / 4, rtol=1e-5)
@@ -174,10 +175,10 @@ def test_the_grid_that_is_asked_for(grid):
 @pytest.mark.parametrize("limit", [0.0, 0.1])
 def test_a_flow_is_judged_by_eulers_method(limit):
     """Means are clipped at `limit` after each step, the action at 1; no noise is added."""
-    given, params = drawn(replace(NETS["shortcut"], limit=limit))
+    given, params = drawn(replace(NETS["shortcut"], denoised_clip=limit))
     params = jax.tree.map(lambda x: 2 * x, params)
     state, key = noises(50, 1), jax.random.key(1)
-    ours = quick(lambda key: (given.sample(params, state, key, Walk(3)), given.noises(key, 50, 3)[0]))(key)
+    ours = quick(lambda key: (given.sample(params, state, key, Denoising(3)), given.noises(key, 50, 3)[0]))(key)
     denoise, x = quick(given.denoise), np.asarray(ours[1])
     for k in range(3):
         x = x + denoise(params, state, x, jnp.full(50, k / 3), jnp.full(50, 1 / 3)).out / 3
@@ -189,17 +190,17 @@ def test_a_flow_is_judged_by_eulers_method(limit):
 def test_diffusion_is_judged_with_its_noise():
     """At least 1e-3 of it but at the end; DDIM has none."""
     given, params = drawn(NETS["diffusion"])
-    np.testing.assert_allclose(given.still(Walk()), [1e-3] * 19 + [0])
-    assert not np.any(given.still(Walk(5, sampler="ddim")))
-    assert not np.any(chain_bc.policy(NETS["reflow"], SPEC).still(Walk(5)))
+    np.testing.assert_allclose(given.eval_floor(Denoising()), [1e-3] * 19 + [0])
+    assert not np.any(given.eval_floor(Denoising(5, sampler="ddim")))
+    assert not np.any(chunk_policy.policy(NETS["reflow"], SPEC).eval_floor(Denoising(5)))
     state = noises(40, 1)
 
     @quick
     def ends(key):
         start, normals = given.noises(key, 40, 20)
-        step = given.step(params, state, Walk())
+        step = given.step(params, state, Denoising())
         means = chain.sample(step, start, 0 * normals, last=1.0)[0][:, -1]
-        return means, *(given.sample(params, state, key, Walk(), clip) for clip in (0.0, 10.0, 100.0))
+        return means, *(given.sample(params, state, key, Denoising(), clip) for clip in (0.0, 10.0, 100.0))
 
     means, still, noisy, free = ends(jax.random.key(1))
     np.testing.assert_allclose(still, means, atol=1e-5)
@@ -209,9 +210,11 @@ def test_diffusion_is_judged_with_its_noise():
 
 def fit(family, **options):
     """(regression of 64 rows, its clean chunks, params, states, policy)."""
-    cfg, (given, params) = Config(net=NETS[family], **options), drawn(NETS[family])
+    given, params = drawn(NETS[family])
     state, x1 = noises(64, 1), jnp.tanh(noises(64, 2, 1, seed=1))
-    made = quick(partial(chain_bc.regression, given=given, cfg=cfg))(params, state, x1, jax.random.key(3))
+    made = quick(partial(chain_bc.regression, given=given, options=Fit(**options)))(
+        params, state, x1, jax.random.key(3)
+    )
     return made, np.asarray(x1), params, state, given
 
 
@@ -274,8 +277,8 @@ def test_mean_flow_fits_velocities_where_the_interval_is_a_point():
 @pytest.mark.parametrize("predicts", ["noise", "clean"])
 def test_diffusion_fits_every_level(predicts):
     cfg = Config(net=replace(NETS["diffusion"], levels=5, predicts=predicts))
-    given, x1 = chain_bc.policy(cfg.net, SPEC), noises(200, 2, 1)
-    made = quick(lambda key: chain_bc.regression(None, None, x1, key, given, cfg))(jax.random.key(0))
+    given, x1 = chunk_policy.policy(cfg.net, SPEC), noises(200, 2, 1)
+    made = quick(lambda key: chain_bc.regression(None, None, x1, key, given, cfg.fit))(jax.random.key(0))
     assert set(np.asarray(made.t)) == {0, 1, 2, 3, 4}
     bar = diffusion.cosine(5).bar[np.asarray(made.t, int)][:, None, None]
     noise = (made.x - np.sqrt(bar) * x1) / np.sqrt(1 - bar)
@@ -287,7 +290,7 @@ def test_a_gaussian_fits_the_chunks_and_knows_no_noise():
     made, x1, params, state, given = fit("gaussian")
     np.testing.assert_array_equal(made.target, x1)
     assert not any(np.any(u) for u in (made.x, made.t, made.span))
-    step = given.step(params, state, Walk())
+    step = given.step(params, state, Denoising())
     np.testing.assert_array_equal(step(noises(64, 2, 1), 0).mean, step(noises(64, 2, 1, seed=1), 0).mean)
 
 
@@ -346,7 +349,7 @@ def test_whole_chunks_are_drawn(problem):
 
 
 def test_actions_are_normalised_for_the_network():
-    given = chain_bc.policy(NETS["reflow"], EnvSpec("t", (1,), 2, chunk=3))
+    given = chunk_policy.policy(NETS["reflow"], EnvSpec("t", (1,), 2, chunk=3))
     shift, scale = np.float32([0.2, -0.1]), np.float32([0.5, 0.1])
     norm = dataset.identity_norm(1, 2)._replace(action_shift=shift, action_scale=scale)
     action = RNG.uniform(-1, 1, (4, 3, 2)).astype(np.float32)
@@ -354,14 +357,14 @@ def test_actions_are_normalised_for_the_network():
     np.testing.assert_allclose(x, (action - shift) / scale, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(given.out(norm, x), action, rtol=1e-4, atol=1e-5)
     assert given.out(norm, 10 + x).max() == 1
-    assert chain_bc.policy(NETS["reflow"], EnvSpec("t", (1,), 2)).chunk(norm, action[:, 0]).shape == (4, 1, 2)
+    assert chunk_policy.policy(NETS["reflow"], EnvSpec("t", (1,), 2)).chunk(norm, action[:, 0]).shape == (4, 1, 2)
 
 
 def test_states_are_normalised_and_may_be_limited():
     norm = dataset.identity_norm(1, 1)._replace(state_shift=np.float32([1]), state_scale=np.float32([0.5]))
     obs = seen(np.float32([[1.1], [3.0], [-9.0]]))
     for limit, wanted in ((0.0, [0.2, 4, -20]), (2.0, [0.2, 2, -2])):
-        given = chain_bc.policy(replace(NETS["reflow"], obs_limit=limit), SPEC)
+        given = chunk_policy.policy(replace(NETS["reflow"], obs_clip=limit), SPEC)
         np.testing.assert_allclose(given.read({}, norm, obs)[:, 0], wanted, rtol=1e-5)
 
 
@@ -421,11 +424,11 @@ def test_tasks_that_are_refused(change, message):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        (Config(net=Net("reflov")), "reflow"),
-        (Config(net=Net("diffusion"), walk=Walk(5)), "a diffusion of 20 levels takes 20 by ddpm"),
-        (Config(net=Net("diffusion"), walk=Walk(21, sampler="ddim")), "walk.steps 21"),
-        (Config(walk=Walk(-1)), "at least 1"),
-        (Config(net=Net("gaussian"), walk=Walk(2)), "one step"),
+        (Config(net=PolicyNet("reflov")), "reflow"),
+        (Config(net=PolicyNet("diffusion"), denoising=Denoising(5)), "a diffusion of 20 levels takes 20 by ddpm"),
+        (Config(net=PolicyNet("diffusion"), denoising=Denoising(21, sampler="ddim")), "denoising.steps 21"),
+        (Config(denoising=Denoising(-1)), "at least 1"),
+        (Config(net=PolicyNet("gaussian"), denoising=Denoising(2)), "one step"),
         (Config(lr_cycle=5, lr_warmup=5), "warmup 5 and cycle 5"),
     ],
 )
@@ -441,18 +444,18 @@ def test_options_that_are_refused(cfg, message):
         (Config(net=replace(NETS["shortcut"], combine="concate")), "nearest: concat"),
         (Config(net=replace(NETS["reflow"], hidden=(8, 8))), "odd number"),
         (Config(net=replace(NETS["reflow"], activation="mis")), "mish"),
-        (Config(net=NETS["reflow"], times="logit"), "logitnormal"),
-        (Config(net=NETS["meanflow"], times="logit"), "logitnormal"),
-        (Config(net=NETS["reflow"], walk=Walk(grid="inclusiv")), "inclusive"),
+        (Config(net=NETS["reflow"], fit=Fit(times="logit")), "logitnormal"),
+        (Config(net=NETS["meanflow"], fit=Fit(times="logit")), "logitnormal"),
+        (Config(net=NETS["reflow"], denoising=Denoising(grid="inclusiv")), "inclusive"),
         (Config(net=replace(NETS["diffusion"], predicts="noize")), "noise"),
         (Config(net=NETS["reflow"], ema_every=0), "at least 1"),
     ],
 )
 def test_options_that_tracing_refuses(problem, cfg, message):
     """Before anything is trained: `train` traces an update and an action first."""
-    algorithm = chain_bc.make(cfg, SPEC)
 
     def trace(key):
+        algorithm = chain_bc.make(cfg, SPEC)
         state = algorithm.init(key, problem[1])
         state, _ = algorithm.update(state, algorithm.sample(problem[0], key), key)
         return algorithm.act(state, seen(np.zeros((3, 1), np.float32)), (), key)

@@ -6,6 +6,7 @@ import numpy as np
 import envs
 from algos import chain_bc, reinflow
 from core import batches, dataset, loop, online
+from core.chunk_policy import PolicyNet
 from core.critics import Network
 from core.evaluate import Evaluator
 from core.types import Start
@@ -13,7 +14,7 @@ from envs.registry import Options
 from envs.toys import build
 
 SIDE, CHUNK = 8, 2
-NET = chain_bc.Net(hidden=(64, 64, 64), encoder="impala_debug")
+NET = PolicyNet(hidden=(64, 64, 64), encoder="impala_debug")
 
 
 def demonstrations(episodes=300, noise=0.5, seed=0):

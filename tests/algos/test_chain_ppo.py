@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from algos import chain_bc, chain_ppo
+from algos import chain_ppo
 from algos.chain_ppo import Actor, Batch, Config, Judged, Record
-from core import chain
+from core import chain, chunk_policy
+from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
 from core.types import EnvSpec, Observation, Start, Transition
 
 SPEC = EnvSpec("toy", (2,), 2)
-NET = chain_bc.Net("reflow", hidden=(4,), residual=False, time_dim=4)
-GIVEN = chain_bc.policy(NET, SPEC)
+NET = PolicyNet("reflow", hidden=(4,), residual=False, time_dim=4)
+GIVEN = chunk_policy.policy(NET, SPEC)
 CONFIG = Config(batch_size=24, epochs=2, net=NET, critic=Network((8,), "tanh", residual=False), actor_lr=1e-2)
 NORM = identity_norm(2, 2)
 # programs that take longer to compile than to run

@@ -10,7 +10,8 @@ import pytest
 import algos
 import envs
 from algos import chain_bc, dawr
-from core import critics, loop, online, replay
+from core import chunk_policy, critics, loop, online, replay
+from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
@@ -19,14 +20,14 @@ from core.types import EnvSpec, Norm, Observation, Start, Transition
 from envs.registry import Options
 
 SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
-NET = chain_bc.Net(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
+NET = PolicyNet(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
 T, B, C = 2, 3, 6
 CONFIG = dawr.Config(
     net=NET, critic=Network((8,), "relu", False), batch_size=6, discount=0.9, lam=0.8, td_factor=0.7, reward_scale=0.1,
     buffer=C, replay_ratio=4.0, critic_period=2,
 )  # fmt: skip
 V = critics.of_states(CONFIG.critic)
-GIVEN, NORM, KEY = chain_bc.policy(NET, SPEC), identity_norm(2, 2), jax.random.key(0)
+GIVEN, NORM, KEY = chunk_policy.policy(NET, SPEC), identity_norm(2, 2), jax.random.key(0)
 
 
 def rollout(seed: int) -> Transition:
@@ -88,7 +89,7 @@ def test_weights_and_losses_equal_their_equations(setting):
     assert (np.asarray(weight) > 99.9).any()
     np.testing.assert_allclose(dawr.weights(jnp.ones(4), CONFIG), 1)  # no spread, no preference
     s, x1 = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((12, 2), (12, 2, 2)))
-    fit = chain_bc.regression(state.actor.params, s, x1, KEY, GIVEN, CONFIG)
+    fit = chain_bc.regression(state.actor.params, s, x1, KEY, GIVEN, CONFIG.fit)
     loss, metrics = dawr.actor_loss(state.actor.params, s, fit, weight, GIVEN)
     error = np.square(GIVEN.denoise(state.actor.params, s, fit.x, fit.t).out - fit.target).mean((1, 2))
     np.testing.assert_allclose(loss, (weight * error).mean(), rtol=1e-5)
@@ -191,7 +192,7 @@ def test_rollouts_that_do_not_fit_are_refused(setting):
         ({"beta": 0.0}, "beta"),
         ({"critic_period": 0}, "critic_period"),
         ({"buffer": 0}, "buffer"),
-        ({"net": chain_bc.Net(family="shortcut")}, "family"),
+        ({"net": PolicyNet(family="shortcut")}, "family"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

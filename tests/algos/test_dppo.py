@@ -10,10 +10,10 @@ import pytest
 
 import envs
 from algos import dppo
-from algos.chain_bc import Net, Walk
 from algos.dppo import Config
 from core import chain
 from core.chain import Move
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.types import EnvSpec, Transition
@@ -37,13 +37,13 @@ from tests.algos.test_reinflow import (
 )
 
 CONFIG = Config(
-    batch_size=16, epochs=2, net=Net("diffusion", **SMALL, levels=6), tuned=3, critic=FINE.critic, horizon=1,
+    batch_size=16, epochs=2, net=PolicyNet("diffusion", **SMALL, levels=6), tuned=3, critic=FINE.critic, horizon=1,
     sampling_std=0.15,
 )  # fmt: skip
 
 
 def ddim(cfg, steps, **options):
-    return replace(cfg, net=replace(cfg.net, levels=20), walk=Walk(steps, sampler="ddim"), **options)
+    return replace(cfg, net=replace(cfg.net, levels=20), denoising=Denoising(steps, sampler="ddim"), **options)
 
 
 def updated(algorithm, state, obs=OBS):
@@ -179,7 +179,7 @@ def test_exploring_is_noisy_to_the_end_and_judging_is_not():
     """Exploring, every step has at least the floor's noise; judged, DDIM has none, and DDPM none in its last step."""
     _, actor = dppo.actor(CONFIG, SPEC)
     given, stride = dppo.actor(cfg := ddim(CONFIG, 4), SPEC)
-    player, (start, normals) = dppo.Player(cfg, given), given.noises(KEY, B, 4)
+    player, (start, normals) = dppo.TunedChain(cfg, given), given.noises(KEY, B, 4)
 
     @quick
     def chains(state):
@@ -199,14 +199,14 @@ def test_exploring_is_noisy_to_the_end_and_judging_is_not():
     assert jnp.abs(end).max() > 1  # the chain's end is not clipped, the action is
     action = dppo.make(CONFIG, SPEC).act(state_of(), OBS, (), KEY).action
     np.testing.assert_allclose(action, jnp.clip(end, -1, 1), atol=1e-5)
-    np.testing.assert_allclose(dppo.actor(CONFIG, SPEC)[0].still(Walk()), [1e-3] * 5 + [0])
-    np.testing.assert_array_equal(given.still(cfg.walk), 0)
+    np.testing.assert_allclose(dppo.actor(CONFIG, SPEC)[0].eval_floor(Denoising()), [1e-3] * 5 + [0])
+    np.testing.assert_array_equal(given.eval_floor(cfg.denoising), 0)
 
 
 def test_imitation_is_the_likelihood_of_the_frozen_policys_chains():
     """Of all numbers of the chunk, whatever the horizon; the tuned policy likes its own chains best."""
     given, actor = dppo.actor(CONFIG, SPEC)
-    player = dppo.Player(CONFIG, given)
+    player = dppo.TunedChain(CONFIG, given)
 
     @quick
     def outcome(params, state):
@@ -239,7 +239,7 @@ def test_images_are_shifted_and_what_was_recorded_is_judged_anew():
 
 
 def test_it_improves_a_poor_policy():
-    net = Net("diffusion", **{**SMALL, "hidden": (32, 32)}, levels=5)
+    net = PolicyNet("diffusion", **{**SMALL, "hidden": (32, 32)}, levels=5)
     cfg = replace(CONFIG, net=net, batch_size=256, epochs=5, horizon=0, sampling_std=0.1, **RATES)
     runs, metrics = learn(dppo.make(cfg, SWEEP.spec), poor(net), (0,), epochs=6)
     returns = [float(metric["episode/return"][0]) for metric in metrics]
@@ -252,7 +252,7 @@ def test_it_improves_a_poor_policy():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"net": Net("reflow")}, "not reflow"),
+        ({"net": PolicyNet("reflow")}, "not reflow"),
         ({"entropy_weight": 0.1}, "entropy_weight must be 0"),
         ({"horizon": 3}, "horizon 3"),
         ({"sampling_std": 0.0}, "must be positive"),
@@ -262,7 +262,7 @@ def test_it_improves_a_poor_policy():
         ({"log_prob_min": 3.0}, "log_prob_min 3.0"),
         ({"tuned": 7}, "tuned 7"),
         ({"tuned": -1}, "tuned -1"),
-        ({"walk": Walk(3)}, "walk.steps 3"),
+        ({"denoising": Denoising(3)}, "denoising.steps 3"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

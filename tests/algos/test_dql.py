@@ -9,7 +9,8 @@ import pytest
 
 import algos
 from algos import chain_bc, dql
-from core import batches, critics, dataset, loop, online, sampling
+from core import batches, chunk_policy, critics, dataset, loop, online, sampling
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
@@ -18,11 +19,11 @@ from envs.toys import build
 from tests.conftest import match_arrays
 
 SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
-NET = chain_bc.Net(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
+NET = PolicyNet(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
 CONFIG = dql.Config(
     net=NET, critic=Network((8,), "relu", False), discount=0.9, eta=0.7, reward_scale=0.1, actor_start=1, batch_size=6
 )
-GIVEN, Q, NORM = chain_bc.policy(NET, SPEC), critics.of_chunks(CONFIG.critic), identity_norm(2, 2)
+GIVEN, Q, NORM = chunk_policy.policy(NET, SPEC), critics.of_chunks(CONFIG.critic), identity_norm(2, 2)
 B, KEY = 6, jax.random.key(0)
 PLAYED = jax.jit(lambda params, state, noise: dql.played(params, state, noise, GIVEN, CONFIG))
 OUT = jax.jit(lambda params, state, x, t: GIVEN.denoise(params, state, x, t).out)
@@ -71,7 +72,7 @@ def test_the_critics_equal_their_equations(setting):
         y = 0.1 * np.asarray(t.reward) + 0.9 * (1 - np.asarray(over)) * value
         target = bootstrap(state.critic_target, state.actor.params, batch, drawn)
         np.testing.assert_allclose(target, y, rtol=1e-5)
-        loss, _ = dql.critic_loss(state.critic.params, target, batch, Q)
+        loss, _ = critics.q_loss(state.critic.params, target, batch, Q)
         wanted = ((q_by_hand(state.critic.params, t.obs.state, t.action) - y) ** 2).mean(1).sum()
         np.testing.assert_allclose(loss, wanted, rtol=1e-5)
 
@@ -87,7 +88,7 @@ def test_the_improvement_is_scaled_by_the_other_critic():
 def test_the_actors_loss_and_its_gradient_through_the_whole_chain(setting):
     state, t = setting[1], transitions()
     params, noise = state.actor.params, GIVEN.noises(jax.random.key(3), B, 3)
-    fit = chain_bc.regression(params, t.obs.state, t.action, jax.random.key(2), GIVEN, CONFIG)
+    fit = chain_bc.regression(params, t.obs.state, t.action, jax.random.key(2), GIVEN, CONFIG.fit)
     draws = dql.Draws(noise, noise, jnp.bool_(True), fit)
 
     @jax.jit
@@ -190,8 +191,8 @@ def test_it_finds_what_to_do_in_data_of_random_actions():
         ({"reward_scale": 0.0}, "reward_scale"),
         ({"eta": -1.0}, "eta"),
         ({"noise_clip": 0.0}, "noise_clip"),
-        ({"net": chain_bc.Net(family="shortcut")}, "family"),
-        ({"walk": chain_bc.Walk(steps=2)}, "ddim"),
+        ({"net": PolicyNet(family="shortcut")}, "family"),
+        ({"denoising": Denoising(steps=2)}, "ddim"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

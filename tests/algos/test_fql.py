@@ -10,6 +10,7 @@ import pytest
 import algos
 from algos import chain_bc, fql
 from core import batches, critics, dataset, loop, online, optim, sampling
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
@@ -19,9 +20,9 @@ from envs.toys import build
 from tests.conftest import match_arrays
 
 SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
-NET = chain_bc.Net(hidden=(16,), residual=False, time_dim=4, limit=0.0)
+NET = PolicyNet(hidden=(16,), residual=False, time_dim=4, denoised_clip=0.0)
 CONFIG = fql.Config(
-    net=NET, walk=chain_bc.Walk(steps=3), hidden=(16,), critic=Network((8,), "gelu", False, "before"), discount=0.9,
+    net=NET, denoising=Denoising(steps=3), hidden=(16,), critic=Network((8,), "gelu", False, "before"), discount=0.9,
     reward_scale=0.1, flow_acts=1, batch_size=6,
 )  # fmt: skip
 NETS, NORM = fql.networks(CONFIG, SPEC), identity_norm(2, 2)
@@ -68,7 +69,7 @@ def test_targets_are_means_of_the_critics(setting):
         y = 0.1 * np.asarray(t.reward) + 0.9 * (1 - np.asarray(over)) * (q[0] + q[1]) / 2
         target = fql.bootstrap(state.critic_target, state.actor.params, batch, z, NETS, CONFIG)
         np.testing.assert_allclose(target, y, rtol=1e-5)
-    loss, _ = fql.critic_loss(state.critic.params, target, batch, NETS)
+    loss, _ = critics.q_loss(state.critic.params, target, batch, NETS.q)
     error = np.asarray(NETS.q.apply(state.critic.params, t.obs.state, t.action)) - y
     np.testing.assert_allclose(loss, (error[0] ** 2).mean() + (error[1] ** 2).mean(), rtol=1e-5)
 
@@ -98,7 +99,7 @@ def test_the_flow_only_imitates_and_nothing_moves_what_is_not_its_own(setting):
     _, state, update = setting
     t = transitions()
     new, metrics = update(state, t, KEY)
-    fit = chain_bc.regression(state.flow.params, t.obs.state, t.action, streams(KEY, "fit").fit, NETS.given, CONFIG)
+    fit = chain_bc.regression(state.flow.params, t.obs.state, t.action, streams(KEY, "fit").fit, NETS.given, CONFIG.fit)
     alone, cloning = optim.step(optim.adam(3e-4), chain_bc.loss, state.flow, NORM, t.obs, fit, NETS.given)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.flow.params, alone.params)
     np.testing.assert_allclose(metrics["flow/loss"], cloning["loss"], rtol=1e-5)
@@ -128,7 +129,7 @@ def test_seeds_side_by_side_are_seeds_alone(setting):
 
 def test_a_parents_flow_acts_until_its_time_is_over(setting):
     norm = Norm(*(np.asarray(x, np.float32) for x in ([0.3, -0.2], [2.0, 3.0], [0.1, 0.0], [0.5, 0.8])))
-    cloning, algorithm = chain_bc.make(chain_bc.Config(net=NET, walk=CONFIG.walk), SPEC), setting[0]
+    cloning, algorithm = chain_bc.make(chain_bc.Config(net=NET, denoising=CONFIG.denoising), SPEC), setting[0]
     parent = jax.jit(cloning.init)(jax.random.key(3), Start(norm))
     parent = parent._replace(ema=jax.tree.map(lambda x: 0.9 * x, parent.ema))
     state, obs = jax.jit(algorithm.init)(KEY, Start(NORM, 1, parent)), transitions().obs
@@ -154,7 +155,7 @@ def test_it_finds_what_to_do_in_data_of_random_actions():
     arrays, env = match_arrays(400), build("match")
     episodes = dataset.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "terminated", "length")))
     config = fql.Config(
-        net=NET, walk=CONFIG.walk, hidden=(64, 64), critic=Network((64, 64), "gelu", False), batch_size=128,
+        net=NET, denoising=CONFIG.denoising, hidden=(64, 64), critic=Network((64, 64), "gelu", False), batch_size=128,
         alpha=0.03, actor_lr=1e-3, critic_lr=2e-3, discount=0.5, tau=0.03,
     )  # fmt: skip
     algorithm = fql.make(config, env.spec._replace(chunk=2))
@@ -177,7 +178,7 @@ def test_it_finds_what_to_do_in_data_of_random_actions():
         ({"reward_scale": 0.0}, "reward_scale"),
         ({"alpha": -1.0}, "alpha"),
         ({"flow_acts": -1}, "flow_acts"),
-        ({"net": chain_bc.Net(family="diffusion")}, "family"),
+        ({"net": PolicyNet(family="diffusion")}, "family"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

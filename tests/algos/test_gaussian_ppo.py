@@ -9,13 +9,14 @@ from scipy import stats
 import envs
 from algos import chain_bc, gaussian_ppo
 from core import dataset, loop, online
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.evaluate import Evaluator
 from core.types import Start
 from envs.registry import Options
 
-NET = chain_bc.Net(family="gaussian", hidden=(16, 16, 16))
+NET = PolicyNet(family="gaussian", hidden=(16, 16, 16))
 SMALL = {"net": NET, "critic": Network((16, 16, 16)), "batch_size": 128}
 
 
@@ -80,8 +81,8 @@ def test_it_learns(env, parent):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"std": 0.3}, "std_max"), ({"net": chain_bc.Net()}, "gaussian policies"), ({"bc_weight": 1.0}, "regulariser"),
-        ({"walk": chain_bc.Walk(steps=4)}, "one step"), ({"augment": 2}, "images"), ({"lam": 1.5}, "lam"),
+        ({"std": 0.3}, "std_max"), ({"net": PolicyNet()}, "gaussian policies"), ({"bc_weight": 1.0}, "regulariser"),
+        ({"denoising": Denoising(steps=4)}, "one step"), ({"augment": 2}, "images"), ({"lam": 1.5}, "lam"),
     ],
 )  # fmt: skip
 def test_refusals(env, options, message):

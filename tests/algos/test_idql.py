@@ -9,7 +9,8 @@ import pytest
 
 import algos
 from algos import chain_bc, idql
-from core import batches, critics, dataset, loop, online
+from core import batches, chunk_policy, critics, dataset, loop, online
+from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
@@ -18,13 +19,13 @@ from envs.toys import build
 from tests.conftest import match_arrays
 
 SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
-NET = chain_bc.Net(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
+NET = PolicyNet(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
 CONFIG = idql.Config(
     net=NET, critic=Network((8,), "relu", False), discount=0.9, reward_scale=0.1, actor_start=1, batch_size=6,
     samples=4, explore_samples=3,
 )  # fmt: skip
 NETS = idql.Networks(critics.of_chunks(CONFIG.critic), critics.of_states(CONFIG.critic))
-GIVEN, NORM = chain_bc.policy(NET, SPEC), identity_norm(2, 2)
+GIVEN, NORM = chunk_policy.policy(NET, SPEC), identity_norm(2, 2)
 B, KEY = 6, jax.random.key(0)
 
 
@@ -100,7 +101,9 @@ def test_lots_favour_what_is_better_than_the_value():
 def test_judged_it_takes_the_best_proposal(setting):
     algorithm, state, _ = setting
     obs = transitions().obs
-    proposals = GIVEN.sample(state.actor.params, jnp.repeat(obs.state, 4, axis=0), KEY, CONFIG.walk).reshape(B, 4, 2, 2)
+    proposals = GIVEN.sample(state.actor.params, jnp.repeat(obs.state, 4, axis=0), KEY, CONFIG.denoising).reshape(
+        B, 4, 2, 2
+    )
     each = [NETS.q.apply(state.critic_target, obs.state, proposals[:, n]).min(0) for n in range(4)]
     best = np.argmax(np.stack(each), axis=0)
     assert len(set(best.tolist())) > 1
@@ -188,7 +191,7 @@ def test_values_are_expectiles_and_the_best_of_twenty_is_taken():
         ({"explore_weight": 1.0}, "explore_weight"),
         ({"samples": 0}, "samples"),
         ({"noise_floor": -1.0}, "noise_floor"),
-        ({"net": chain_bc.Net(family="meanflow")}, "family"),
+        ({"net": PolicyNet(family="meanflow")}, "family"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

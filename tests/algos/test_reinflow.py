@@ -11,10 +11,10 @@ import pytest
 
 import envs
 from algos import chain_bc, reinflow
-from algos.chain_bc import Net, Walk
 from algos.reinflow import Config
 from core import batches, chain, dataset, loop, online, sampling
 from core.chain import Move
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.dataset import identity_norm
@@ -25,13 +25,13 @@ from tests.algos.test_chain_ppo import quick
 SPEC = EnvSpec("toy", (3,), 2, chunk=2)
 SMALL = {"hidden": (16, 16), "activation": "tanh", "residual": False, "time_dim": 4}
 FLOWS = {
-    "reflow": Net("reflow", **SMALL),
-    "shortcut": Net("shortcut", **SMALL, cond=(4,), combine="multiply"),
-    "meanflow": Net("meanflow", **SMALL),
+    "reflow": PolicyNet("reflow", **SMALL),
+    "shortcut": PolicyNet("shortcut", **SMALL, cond=(4,), combine="multiply"),
+    "meanflow": PolicyNet("meanflow", **SMALL),
 }
 # a wide range of l, so that nothing is clamped
 CONFIG = Config(
-    batch_size=16, epochs=2, duplicates=1, net=FLOWS["reflow"], walk=Walk(4), noise_hidden=(8,),
+    batch_size=16, epochs=2, duplicates=1, net=FLOWS["reflow"], denoising=Denoising(4), noise_hidden=(8,),
     critic=Network((16,), "tanh", residual=False), log_prob_min=-50.0, log_prob_max=50.0,
 )  # fmt: skip
 KEY, B = jax.random.key(0), 16
@@ -83,7 +83,7 @@ def test_what_acting_records_is_what_the_likelihood_says(family):
     def differences(state):
         out = {}
         for steps in (1, 2, 4, 8, 20):
-            _, actor = reinflow.actor(replace(CONFIG, net=FLOWS[family], walk=Walk(steps)), SPEC)
+            _, actor = reinflow.actor(replace(CONFIG, net=FLOWS[family], denoising=Denoising(steps)), SPEC)
             _, record = actor.play(state, OBS, KEY)
             judged = actor.judge(state.actor.params, state, OBS, record.chain, LEVEL)
             out[steps] = judged.log_prob - record.log_prob[:, 0], record.log_prob
@@ -94,9 +94,9 @@ def test_what_acting_records_is_what_the_likelihood_says(family):
         assert np.ptp(recorded) > 0.01
 
 
-def still(policy, given):
+def eval_floor(policy, given):
     """The noiseless chain's states by plain Euler steps."""
-    steps, x, states = CONFIG.walk.steps, given.noises(KEY, B, 0)[0], []
+    steps, x, states = CONFIG.denoising.steps, given.noises(KEY, B, 0)[0], []
     for t in np.arange(steps) / steps:
         velocity = given.denoise(policy, OBS.state, x, jnp.full(B, t), jnp.full(B, 1 / steps)).out
         x = (x + velocity / steps).clip(-1, 1)
@@ -115,7 +115,7 @@ def test_without_noise_chains_are_eulers(family):
     def ways(state):
         keys, policy = jnp.stack([KEY, jax.random.key(5)]), state.actor.params["policy"]
         action = jax.vmap(lambda key: act(state, OBS, (), key).action)(keys)
-        return still(policy, given), actor.play(state, OBS, KEY)[1], action
+        return eval_floor(policy, given), actor.play(state, OBS, KEY)[1], action
 
     states, record, (action, other) = ways(state)
     np.testing.assert_allclose(action, states[:, -1], atol=1e-6)
@@ -125,7 +125,7 @@ def test_without_noise_chains_are_eulers(family):
 
 def stds(cfg, *params):
     """For each, f32[B, K, H, A] of the noise in states of a chain from everywhere."""
-    player, chains = reinflow.Player(cfg, reinflow.actor(cfg, SPEC)[0]), jax.random.normal(KEY, (B, 5, 2, 2))
+    player, chains = reinflow.NoisyFlow(cfg, reinflow.actor(cfg, SPEC)[0]), jax.random.normal(KEY, (B, 5, 2, 2))
     std = quick(lambda params: chain.moves(player.step(params, OBS.state, cfg.std_max), chains).std)
     return [std(x) for x in params]
 
@@ -178,7 +178,7 @@ def slopes(cfg, what, state):
 @pytest.mark.parametrize("noise_input", ["time", "state", "step"])
 def test_the_noise_net_trains_the_states_encoder_and_nothing_else_of_the_policy(noise_input):
     """The entropy depends on the noise alone, which reads the time's embedding as it is."""
-    cfg = replace(CONFIG, net=Net("reflow", **SMALL, cond=(5, 4)), noise_input=noise_input)
+    cfg = replace(CONFIG, net=PolicyNet("reflow", **SMALL, cond=(5, 4)), noise_input=noise_input)
     (policy, noise), *_ = slopes(cfg, lambda judged: judged.entropy, begun(reinflow.make, cfg))
     code = policy.pop("MLP_0")
     assert largest(policy) == 0
@@ -202,9 +202,9 @@ def test_the_noises_upper_bound_falls_and_stays():
     np.testing.assert_allclose([bound(i) for i in (1000, 1001, 5000)], 0.198, rtol=1e-6)
     np.testing.assert_allclose(bound(675), (0.24 + 0.198) / 2, rtol=1e-5)
     cfg = replace(CONFIG, noise_decay=10)
-    player = reinflow.Player(cfg, reinflow.actor(cfg, SPEC)[0])
+    player = reinflow.NoisyFlow(cfg, reinflow.actor(cfg, SPEC)[0])
     np.testing.assert_allclose([player.bound(jnp.int32(i)) for i in (0, 10)], [0.24, 0.198], rtol=1e-6)
-    assert reinflow.Player(CONFIG, player.given).bound(jnp.int32(10)) == 0.24
+    assert reinflow.NoisyFlow(CONFIG, player.given).bound(jnp.int32(10)) == 0.24
 
 
 def test_noise_that_is_not_learned():
@@ -214,7 +214,7 @@ def test_noise_that_is_not_learned():
     for kind, std in wanted.items():
         np.testing.assert_allclose(reinflow.fixed_std(replace(cfg, noise_fixed=kind), 5, 0.2), std, rtol=1e-5)
     constant, params = replace(CONFIG, noise="constant", std_min=0.15), state_of().actor.params
-    player = reinflow.Player(constant, reinflow.actor(constant, SPEC)[0])
+    player = reinflow.NoisyFlow(constant, reinflow.actor(constant, SPEC)[0])
     assert set(player.init(KEY, params["policy"], OBS.state[:1])) == {"policy"}
     np.testing.assert_allclose(stds(constant, {"policy": params["policy"]})[0], 0.15, rtol=1e-6)
     std = stds(replace(CONFIG, noise_steps=3), params)[0]
@@ -224,9 +224,9 @@ def test_noise_that_is_not_learned():
 
 def test_acting_draws_with_a_floor_that_the_likelihood_does_not_know():
     """The ratio is 1 all the same: l is always that of the likelihood."""
-    cfg = replace(CONFIG, sampling_std=0.5, std_max=0.2, net=replace(CONFIG.net, limit=0.0))
+    cfg = replace(CONFIG, sampling_std=0.5, std_max=0.2, net=replace(CONFIG.net, denoised_clip=0.0))
     given, actor = reinflow.actor(cfg, SPEC)
-    player, (start, normals) = reinflow.Player(cfg, given), given.noises(KEY, B, 4)
+    player, (start, normals) = reinflow.NoisyFlow(cfg, given), given.noises(KEY, B, 4)
 
     @quick
     def outcome(state):
@@ -250,7 +250,7 @@ def test_a_policy_is_no_distance_from_itself():
     @quick
     def outcome(params, frozen, start, other):
         def distance(params, frozen):
-            tuned, old = (given.step(p, OBS.state, CONFIG.walk) for p in (params, frozen))
+            tuned, old = (given.step(p, OBS.state, CONFIG.denoising) for p in (params, frozen))
             return reinflow.w2(tuned, old, 4, start, other)
 
         return jax.value_and_grad(distance, argnums=(0, 1))(params, frozen)
@@ -280,10 +280,10 @@ def test_the_regulariser_holds_the_policy_back(kind):
 @pytest.mark.parametrize(
     ("obs_dim", "action_dim", "net", "policy", "noise", "critic"),
     [
-        (11, 3, Net("reflow"), 553_020, 6_732, 134_913),
-        (17, 6, Net("reflow"), 568_392, 7_896, None),
-        (376, 17, Net("reflow"), 797_300, 33_732, None),
-        (60, 9, Net("shortcut", (256,) * 3, "mish", cond=(32, 16), combine="add"), 157_684, None, 147_457),
+        (11, 3, PolicyNet("reflow"), 553_020, 6_732, 134_913),
+        (17, 6, PolicyNet("reflow"), 568_392, 7_896, None),
+        (376, 17, PolicyNet("reflow"), 797_300, 33_732, None),
+        (60, 9, PolicyNet("shortcut", (256,) * 3, "mish", cond=(32, 16), combine="add"), 157_684, None, 147_457),
     ],
     ids=["hopper", "walker2d", "humanoid", "kitchen"],
 )
@@ -358,8 +358,10 @@ def learnt(parent):
 
 def test_times_that_differ_between_acting_and_judging_show(parent):
     """The grid of one and the likelihood of the other: a trained policy's ratio is not 1."""
-    actors = [reinflow.actor(replace(CONFIG, walk=Walk(2, grid)), SWEEP.spec)[1] for grid in ("left", "inclusive")]
-    state = begun(reinflow.make, replace(CONFIG, walk=Walk(2)), SWEEP.spec, factor=1.0, parent=parent)
+    actors = [
+        reinflow.actor(replace(CONFIG, denoising=Denoising(2, grid)), SWEEP.spec)[1] for grid in ("left", "inclusive")
+    ]
+    state = begun(reinflow.make, replace(CONFIG, denoising=Denoising(2)), SWEEP.spec, factor=1.0, parent=parent)
     obs = seen(jax.random.uniform(KEY, (B, 4), minval=-1, maxval=1))
 
     @quick
@@ -390,7 +392,7 @@ def test_it_improves_a_poor_policy(learnt):
     ids=["shortcut W2", "meanflow imitation"],
 )
 def test_it_improves_others_in_few_steps_beside_a_regulariser(family, steps, options):
-    cfg = replace(FINE, net=FLOWS[family], walk=Walk(steps), bc_weight=0.01, **options)
+    cfg = replace(FINE, net=FLOWS[family], denoising=Denoising(steps), bc_weight=0.01, **options)
     runs, metrics = learn(reinflow.make(cfg, SWEEP.spec), poor(cfg.net), (0,))
     returns = [float(metric["episode/return"][0]) for metric in metrics]
     assert returns[-1] > returns[0] + 0.2, returns
@@ -414,7 +416,7 @@ def test_a_seed_alone_in_a_host_environment_learns_what_it_learns_beside_others_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"net": Net("diffusion")}, "not diffusion"),
+        ({"net": PolicyNet("diffusion")}, "not diffusion"),
         ({"std_min": 0.0}, "0 < std_min 0.0"),
         ({"std_min": 0.3}, "std_max 0.24"),
         ({"log_prob_min": 60.0}, "log_prob_min 60.0"),
@@ -422,8 +424,8 @@ def test_a_seed_alone_in_a_host_environment_learns_what_it_learns_beside_others_
         ({"noise_fixed": "cosine"}, "noise_fixed"),
         ({"noise_steps": -1}, "noise_steps -1"),
         ({"noise_hold": 2.0}, "noise_hold 2.0"),
-        ({"walk": Walk(-1)}, "-1"),
-        ({"walk": Walk(4, "right")}, "grid"),
+        ({"denoising": Denoising(-1)}, "-1"),
+        ({"denoising": Denoising(4, "right")}, "grid"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

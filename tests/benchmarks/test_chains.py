@@ -45,7 +45,7 @@ def test_published_sizes():
         cfg = PUBLISHED[name][1]
         assert (chunks * items * cfg.duplicates // cfg.batch_size, cfg.epochs) == (4, 5)
         assert (cfg.batch_size, cfg.net.hidden) == (Sizes().batch, (512, 512, 512))
-    assert [PUBLISHED[name][1].walk.steps or 4 for name in (R4, S4, R1)] == [4, 4, 1]
+    assert [PUBLISHED[name][1].denoising.steps or 4 for name in (R4, S4, R1)] == [4, 4, 1]
 
 
 @pytest.mark.parametrize(("name", "rows"), [(R4, 4), (R1, 1), (DPPO, 1)])

@@ -260,9 +260,9 @@ def test_a_chain_is_cloned_then_tuned(match_file, tmp_path, capsys):
         assert main(command(algo, tmp_path, *more, name=name, steps=steps)) == 0
         return tmp_path / algo / "toy/match" / name
 
-    net = ("--config.net.hidden", "8", "--config.walk.steps", "2", "--env.chunk", "2")
+    net = ("--config.net.hidden", "8", "--config.denoising.steps", "2", "--env.chunk", "2")
     cloned = trained("chain_bc", "run", "--data.path", match_file, *net, steps=32)
-    tune = ["--from", cloned, "--online.envs", "4", "--online.length", "4", "--config.walk.steps", "2",
+    tune = ["--from", cloned, "--online.envs", "4", "--online.length", "4", "--config.denoising.steps", "2",
             "--config.critic.hidden", "8", "--config.epochs", "2"]  # fmt: skip
     straight = trained("reinflow", "straight", *tune, steps=64)
     folder = trained("reinflow", "run", *tune, steps=32)

@@ -158,7 +158,7 @@ def test_without_a_renderer_it_says_what_to_install(hopper_run, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def still(task, options=None, tasks=()):
+def eval_floor(task, options=None, tasks=()):
     """One seed of a policy that does nothing, on any task: what `checkpoint` gives."""
     options = options or Options()
     env = envs.make(task, 1, options)
@@ -179,7 +179,7 @@ def film(monkeypatch, tmp_path):
     """Records, and gives back what was shown and the video; pictures are those of the simulator's step."""
 
     def recorded(task, view, options=None, tasks=()):
-        loaded = still(task, options, tasks)
+        loaded = eval_floor(task, options, tasks)
         monkeypatch.setattr(runs, "load", lambda _: loaded[0].run)
         monkeypatch.setattr(video, "checkpoint", lambda *_: loaded)
         shown = []

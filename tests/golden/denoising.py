@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from algos import chain_bc
-from core import chain, diffusion, flow
+from core import chain, chunk_policy, diffusion, flow
 from core.chain import Regression
+from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import choose
 from core.dataset import identity_norm
 from core.networks import Denoiser
@@ -76,15 +77,15 @@ def states(case: Case) -> Array:
     return jnp.asarray(obs.reshape(len(obs), -1))
 
 
-def policy(case: Case, net: Denoiser, family: str, **options) -> chain_bc.Policy:
+def policy(case: Case, net: Denoiser, family: str, **options) -> Policy:
     """Our policy with this network, for chunks of the file's shape."""
     spans = {"combine": net.combine} if family == "shortcut" else {}
-    given = chain_bc.Net(family, net.hidden, net.activation, net.residual, net.time_dim, net.cond, **spans, **options)
+    given = PolicyNet(family, net.hidden, net.activation, net.residual, net.time_dim, net.cond, **spans, **options)
     spec = EnvSpec("golden", (1,), case.hyper("action_dim"), chunk=case.hyper("horizon_steps"))
-    return chain_bc.policy(given, spec)
+    return chunk_policy.policy(given, spec)
 
 
-def _fit(case: Case, params: PyTree, state: Array, fit: Regression, given: chain_bc.Policy, names: dict) -> None:
+def _fit(case: Case, params: PyTree, state: Array, fit: Regression, given: Policy, names: dict) -> None:
     """Compare the regression, the prediction, its loss and the gradients."""
     for field, key in names.items():
         if field != "out":
@@ -107,12 +108,12 @@ def _fit(case: Case, params: PyTree, state: Array, fit: Regression, given: chain
 def _samples(case: Case, net: Denoiser, params: PyTree, state: Array, family: str) -> None:
     """Roll the flow out from the file's start, with and without the clip of the steps between."""
     said = case.hyper("sample_time_grid").split(" ")[0]
-    walk = chain_bc.Walk(case.hyper("sample_steps"), choose("time grid", said, GRIDS))
+    denoising = Denoising(case.hyper("sample_steps"), choose("time grid", said, GRIDS))
     start = jnp.asarray(case.read("sample/z"))
-    normals = jnp.zeros((len(start), walk.steps, *start.shape[1:]))
+    normals = jnp.zeros((len(start), denoising.steps, *start.shape[1:]))
     for key in case.keys("sample/action_K"):
-        given = policy(case, net, family, limit=0.0 if key.endswith("noclip") else 1.0)
-        step = given.step(params, state, walk)
+        given = policy(case, net, family, denoised_clip=0.0 if key.endswith("noclip") else 1.0)
+        step = given.step(params, state, denoising)
         chunks, _ = jax.jit(functools.partial(chain.sample, step, last=1.0))(start, normals)
         case.check(key, chunks[:, -1], key, RTOL, ATOL)
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from algos import dppo
-from algos.chain_bc import Walk
 from algos.chain_ppo import Batch, State
 from core import chain, diffusion
+from core.chunk_policy import Denoising
 from core.config import choose
 from core.networks import Denoiser
 from core.types import Array, EnvSpec, Observation, PyTree
@@ -27,12 +27,12 @@ from tests.golden.reinflow import Setting, begun, check_losses, learning, observ
 def _config(case: Case, net: Denoiser) -> dppo.Config:
     predicts = "clean" if case.has("predict_epsilon") and not case.hyper("predict_epsilon") else "noise"
     levels, ddim = case.hyper("denoising_steps"), case.hyper("use_ddim")
-    options = {"levels": levels, "predicts": predicts, "limit": case.hyper("denoised_clip_value")}
+    options = {"levels": levels, "predicts": predicts, "denoised_clip": case.hyper("denoised_clip_value")}
     strides, eta, noise_limit = (case.hyper(name) for name in ("ddim_steps", "eta", "eps_clip_value"))
     return dppo.Config(
         **learning(case),
         net=policy(case, net, "diffusion", **options).options,
-        walk=Walk(strides, sampler="ddim") if ddim else Walk(),
+        denoising=Denoising(strides, sampler="ddim") if ddim else Denoising(),
         tuned=case.hyper("ft_denoising_steps"),
         clip_base=case.hyper("clip_ploss_coef_base"),
         clip_rate=case.hyper("clip_ploss_coef_rate"),
@@ -69,7 +69,7 @@ def _check_ddim(case: Case, schedule: diffusion.Schedule, count: int) -> None:
 def _sampled(case: Case, setting: Setting, params: PyTree) -> None:
     """`sample_*`: the frozen beginning, which only its end shows, and the tuned part of the chain."""
     cfg, player, seen, frozen = setting.cfg, setting.player, setting.seen, setting.state.frozen
-    floors = jnp.full(player.steps, cfg.sampling_std), setting.given.still(cfg.walk)
+    floors = jnp.full(player.steps, cfg.sampling_std), setting.given.eval_floor(cfg.denoising)
 
     @jax.jit
     def outcome(params: PyTree, eta: Array, floor: Array, start: Array, normals: Array) -> Array:
@@ -132,11 +132,11 @@ def run(case: Case) -> None:
     cfg, seen, size = _config(case, net), states(case), case.hyper("action_dim")
     given, actor = dppo.actor(cfg, EnvSpec("golden", seen.shape[1:], size, chunk=case.hyper("horizon_steps")))
     state = begun(values(case, "critic/"), {"denoiser": frozen}, seen.shape[1], size)
-    setting = Setting(cfg, given, dppo.Player(cfg, given), actor, state, seen, cfg.walk)
+    setting = Setting(cfg, given, dppo.TunedChain(cfg, given), actor, state, seen, cfg.denoising)
     schedule = diffusion.cosine(cfg.net.levels)
     check_schedule(case, schedule)
     if case.keys("schedule/ddim_"):
-        _check_ddim(case, schedule, cfg.walk.steps)
+        _check_ddim(case, schedule, cfg.denoising.steps)
 
     chains = jnp.asarray(case.read("sample_train/chain"))
     _sampled(case, setting, {"denoiser": behavior})

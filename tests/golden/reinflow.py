@@ -1,7 +1,7 @@
 """`reinflow_*`: noisy flow chains, their likelihood, PPO's losses and their gradients, in float32.
 
 At its commit the official sampler of rectified flow asks for velocities at linspace(0, 1, K), the official likelihood
-at k / K: each group is checked with the walk that it was made with.  Gradients are compared as in `denoising`.
+at k / K: each group is checked with the grid that it was made with.  Gradients are compared as in `denoising`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from algos import chain_ppo, reinflow
-from algos.chain_bc import Policy, Walk
 from algos.chain_ppo import Actor, Batch, Judged, State
 from core import chain, running
 from core.chain import Move, Step
+from core.chunk_policy import Denoising, Policy
 from core.config import choose
 from core.critics import Network
 from core.dataset import identity_norm
@@ -38,11 +38,11 @@ class Setting(NamedTuple):
 
     cfg: reinflow.Config
     given: Policy
-    player: reinflow.Player
+    player: reinflow.NoisyFlow
     actor: Actor
     state: State  # without an actor's parameters
     seen: Array  # f32[B, S]
-    walk: Walk  # of the sampler; the likelihood's is that of the config
+    sampler: reinflow.NoisyFlow  # with the grid that was sampled with
 
 
 def observed(seen: Array) -> Observation:
@@ -120,7 +120,7 @@ def check_losses(case: Case, setting: Setting, params: PyTree, batch: Batch, oth
 
 
 def _actor(case: Case, prefix: str, cfg: reinflow.Config) -> PyTree:
-    """Parameters below `prefix` as `reinflow.Player` has them; where the noise is constant, without its network."""
+    """Parameters below `prefix` as `reinflow.NoisyFlow` has them; where the noise is constant, without its network."""
     params = {"policy": {"denoiser": denoiser(case, f"{prefix}policy.")[1]}}
     if cfg.noise == "constant":
         case.ignore(*case.keys(f"{prefix}explore_noise_net."), *case.keys(f"{prefix}{TABLE}"))
@@ -147,8 +147,8 @@ def _config(case: Case, net: Denoiser, family: str) -> reinflow.Config:
     state_only = case.hyper("use_time_independent_noise")
     return reinflow.Config(
         **learning(case),
-        net=policy(case, net, family, limit=limit if case.hyper("clip_intermediate_actions") else 0.0).options,
-        walk=Walk(steps),
+        net=policy(case, net, family, denoised_clip=limit if case.hyper("clip_intermediate_actions") else 0.0).options,
+        denoising=Denoising(steps),
         std_min=case.hyper("min_logprob_denoising_std"),
         std_max=case.hyper("max_logprob_denoising_std"),
         sampling_std=case.hyper("min_sampling_denoising_std"),
@@ -174,11 +174,11 @@ def _sampled(case: Case, setting: Setting, params: PyTree) -> Array | None:
 
     @jax.jit
     def outcome(params: PyTree, start: Array, normals: Array) -> tuple[Array, ...]:
-        step = player.step(params, setting.seen, player.bound(setting.state.iteration), setting.walk)
+        step = setting.sampler.step(params, setting.seen, setting.sampler.bound(setting.state.iteration))
         chains, law = chain.sample(step, start, normals, player.floor, cfg.noise_clip, 1.0)
         law = Move(law.mean, jnp.maximum(law.std, player.floor))
         # without a clip of the means, the official evaluation moves the last one with the end that it clips
-        judged = (law, law if setting.given.options.limit else law._replace(mean=chains[:, 1:]))
+        judged = (law, law if setting.given.options.denoised_clip else law._replace(mean=chains[:, 1:]))
         each = [chain.log_density(chains[:, 1:], *law).sum(axis=(2, 3)) for law in judged]
         return chains, law, each, [reinflow.log_prob(law, chains, cfg)[0] for law in judged]
 
@@ -231,16 +231,17 @@ def _w2(case: Case, setting: Setting, actors: dict[str, PyTree], net: Denoiser, 
     """
     if case.has("bc_loss_type"):
         case.agree("bc_loss_type", "W2")
-    clipping, free = (policy(case, net, family, limit=limit) for limit in (1.0, 0.0))
+    clipping, free = (policy(case, net, family, denoised_clip=limit) for limit in (1.0, 0.0))
     steps, seen, frozen = setting.player.steps, setting.seen, setting.state.frozen
     zero = jnp.zeros((len(seen), *setting.given.shape))
-    moved, key = free.step(frozen, seen, setting.walk)(zero, jnp.int32(0)).mean, "check/w2_z_after_first_call"
+    denoising, key = setting.sampler.cfg.denoising, "check/w2_z_after_first_call"
+    moved = free.step(frozen, seen, denoising)(zero, jnp.int32(0)).mean
     if case.has(key):
         case.check(key, moved, key, RTOL, ATOL)
         moved = jnp.asarray(case.read(key))
 
     def step(params: PyTree) -> Step:
-        return clipping.step(params, seen, setting.walk)
+        return clipping.step(params, seen, denoising)
 
     def official(params: PyTree, state: State, obs: Observation, key: Array) -> Array:
         return reinflow.w2(step(params["policy"]), step(frozen), steps, moved, zero)
@@ -273,8 +274,9 @@ def run(case: Case) -> None:
     given, actor = reinflow.actor(cfg, EnvSpec("golden", seen.shape[1:], size, chunk=case.hyper("horizon_steps")))
     frozen = {"denoiser": denoiser(case, "actor_pretrained/")[1]}
     state = begun(values(case, "critic/"), frozen, seen.shape[1], size)
-    walk = replace(cfg.walk, grid="inclusive") if family == "reflow" else cfg.walk
-    setting = Setting(cfg, given, reinflow.Player(cfg, given), actor, state, seen, walk)
+    official = replace(cfg.denoising, grid="inclusive") if family == "reflow" else cfg.denoising
+    sampler = reinflow.NoisyFlow(replace(cfg, denoising=official), given)
+    setting = Setting(cfg, given, reinflow.NoisyFlow(cfg, given), actor, state, seen, sampler)
     actors = {name: _actor(case, f"actor_{name}/", cfg) for name in ("behavior", "current")}
 
     chains = jnp.asarray(case.read("loss_in/chains"))
