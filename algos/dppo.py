@@ -139,17 +139,17 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     def read(params: PyTree, state: State, obs: Observation) -> Array:
         return given.read(params, state.norm, obs)
 
-    def sampled(params: PyTree, state: State, obs: Observation, key: Key, eta: float, floor: float | Array, last: float):
+    def sample(params: PyTree, state: State, obs: Observation, key: Key, eta: float, floor: float | Array, last: float):
         frozen = chains.step(state.frozen, read(state.frozen, state, obs), eta)
         tail = chains.tail(params, read(params, state, obs), eta)
         return chains.sample(frozen, tail, *given.noises(key, len(obs.step), chains.steps), floor, last)
 
     def play(state: State, obs: Observation, key: Key) -> tuple[Array, Record]:
-        states, law = sampled(state.actor.params, state, obs, key, cfg.eta, cfg.sampling_std, last)
+        states, law = sample(state.actor.params, state, obs, key, cfg.eta, cfg.sampling_std, last)
         return states[:, -1], Record(states, log_prob(law, states[:, 1:], cfg)[0])
 
     def best(state: State, obs: Observation, key: Key) -> Array:
-        return sampled(state.actor.params, state, obs, key, 0.0, given.eval_floor(cfg.denoising), 1.0)[0][:, -1]
+        return sample(state.actor.params, state, obs, key, 0.0, given.eval_floor(cfg.denoising), 1.0)[0][:, -1]
 
     def judge(params: PyTree, state: State, obs: Observation, states: Array, level: Array) -> Judged:
         x, after = (jnp.take_along_axis(states, (level + i)[:, None, None, None], axis=1)[:, 0] for i in (0, 1))

@@ -82,7 +82,7 @@ def value_loss(value_params: PyTree, critic_target: PyTree, batch: Batch, nets: 
     return loss, {"value/loss": loss, "value/mean": value.mean(), "value/advantage": (q - value).mean()}
 
 
-def lots(score: Array, value: Array, weight: float) -> Array:
+def log_weights(score: Array, value: Array, weight: float) -> Array:
     """Logarithms f32[B, N] of the weights that proposals of scores f32[B, N] are drawn with, for values f32[B]."""
     return jnp.log(jnp.where(score > value[:, None], weight, 1 - weight))
 
@@ -168,7 +168,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         states, _ = chain.sample(step, start, normals, cfg.noise_floor, cfg.noise_clip, 1.0)
         proposals = states[:, -1].reshape(len(s), size, *given.shape)
         score = scores(state.critic_target, s, proposals, nets)
-        weights = lots(score, nets.v.apply(state.value.params, s), cfg.explore_weight)
+        weights = log_weights(score, nets.v.apply(state.value.params, s), cfg.explore_weight)
         return ActOut(chosen(state, proposals, jax.random.categorical(keys.lot, weights)), carry)
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:

@@ -94,7 +94,7 @@ def test_values_and_actor_move_only_themselves(setting):
 
 def test_lots_favour_what_is_better_than_the_value():
     score, value = jnp.asarray([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]]), jnp.asarray([1.5, 1.0])
-    chance = jax.nn.softmax(idql.lots(score, value, 0.7), axis=1)
+    chance = jax.nn.softmax(idql.log_weights(score, value, 0.7), axis=1)
     np.testing.assert_allclose(chance, [[0.3 / 1.7, 0.7 / 1.7, 0.7 / 1.7], [1 / 3] * 3], rtol=1e-5)
 
 
