@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import algos
+from core.chunk_policy import PolicyNet
 from core.config import ConfigError, choose
 from core.critics import Network
 from envs.registry import Options
@@ -75,7 +76,7 @@ BC_EPOCHS = {
 
 def chain_bc(task: str, size: str, family: str = "") -> dict[str, Any]:
     module, robot = algos.load("chain_bc"), _robot(task)
-    family = family or module.Net().family
+    family = family or PolicyNet().family
     net = {"family": family}
     if family == "shortcut":  # ReinFlow's network for robots
         net |= {"cond": (64, 16), "combine": "add"}
@@ -91,7 +92,7 @@ def chain_bc(task: str, size: str, family: str = "") -> dict[str, Any]:
         updates, config["ema_start"], net["hidden"] = 20_000, 10_000, CPU_BODY
         config |= {"lr_cycle": updates} if "lr_cycle" in config else {}
     return {
-        "config": module.Config(net=module.Net(**net), **config), "env": env, "steps": updates,
+        "config": module.Config(net=PolicyNet(**net), **config), "env": env, "steps": updates,
         "epoch": 1_000 if updates == 20_000 else 2_600,
         "save_every": updates // 10, "eval": EvalOptions(every=updates // 10),
     }  # fmt: skip
