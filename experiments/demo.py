@@ -36,7 +36,7 @@ from experiments.video import record
 TASK = "metaworld/window-open"
 RECIPE = Recipe(TASK, episodes=10, noise=1.3, seed=0)
 UPDATES = 3_000  # of pre-training
-STEPS, EPOCH = 100_000, 10_000  # environment steps of fine-tuning
+STEPS, EPOCH = 96_000, 8_000  # environment steps of fine-tuning
 FRESH = 100  # episodes of each judgement
 START, END = (0.2, 0.6), 0.9  # the success that the pre-trained policy must have, and the fine-tuned one reach
 OUT = Path("runs/demo")
