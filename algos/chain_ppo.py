@@ -109,9 +109,7 @@ class Actor(NamedTuple):
     judge: Callable[[PyTree, State, Observation, Array, Array], Judged]  # (params, state, obs, chain, level i32[b])
     clip: Callable[[Array], Array]  # level -> eps_j
     shape_advantage: Callable[[Array, Array], Array]  # (advantage, standardised or not, level) -> A'
-    penalty: Callable[[PyTree, State, Observation, Key], Array] | None = (
-        None  # regulariser f32[], taken bc_weight times
-    )
+    penalty: Callable[[PyTree, State, Observation, Key], Array] | None = None  # f32[], taken bc_weight times
 
 
 class Batch(NamedTuple):
