@@ -109,7 +109,7 @@ def test_the_loss_equals_its_equations(setting):
     _, state, *_ = setting
     rng, batch = np.random.default_rng(0), a_batch(state)
     batch = batch._replace(log_prob=batch.log_prob + rng.normal(0, 0.2, 32))
-    actor = gaussians(clip=lambda level: 0.05 * (level + 1), shape=lambda a, level: a * 0.9**level)
+    actor = gaussians(clip=lambda level: 0.05 * (level + 1), shape_advantage=lambda a, level: a * 0.9**level)
     cfg = replace(CONFIG, entropy_weight=0.3, bc_weight=0.2)
     (loss, metrics), _ = sloped(state, batch, actor, cfg)
 
