@@ -238,7 +238,7 @@ def export(made: Tuning, path: Path) -> None:
         "chain": arrays["chain"].reshape(*arrays["chain"].shape[:2], -1),
         "advantage": advantage.ravel(), "ret": (advantage + value).ravel(),
         "clip": jnp.broadcast_to(made.actor.clip(levels), levels.shape),
-        "weight": made.actor.shape(jnp.ones(levels.shape), levels),
+        "weight": made.actor.shape_advantage(jnp.ones(levels.shape), levels),
         "schedule": np.stack(diffusion.cosine(cfg.net.levels)),
     }  # fmt: skip
     for part, layers in parts.items():
