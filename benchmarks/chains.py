@@ -244,7 +244,7 @@ def export(made: Tuning, path: Path) -> None:
     for part, layers in parts.items():
         for i in range(sum(name.startswith("Dense_") for name in layers)):
             arrays |= {f"{part}/{i}/{kind}": layers[f"Dense_{i}"][kind] for kind in ("kernel", "bias")}
-    options = {name: x for name, x in vars(cfg).items() if isinstance(x, int | float)} | {"limit": cfg.net.limit}
+    options = {name: x for name, x in vars(cfg).items() if isinstance(x, int | float)} | {"limit": cfg.net.denoised_clip}
     for name in ("actor", "critic"):
         high, low = getattr(cfg, f"{name}_lr"), getattr(cfg, f"{name}_lr_min")
         options[f"{name}_lr"] = float(chain_ppo.rate(high, low, cfg)(state.iteration))
