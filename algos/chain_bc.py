@@ -102,6 +102,12 @@ def loss(params: PyTree, norm: Norm, obs: Observation, fit: Regression, given: P
     return value, {"loss": value}
 
 
+def pretrained(key: Key, start: Start, given: Policy, spec: EnvSpec) -> tuple[PyTree, Norm]:
+    """What learners that start from a run of this file begin with: its moving average, or random parameters."""
+    parent: State | None = start.parent
+    return (given.init(key, spec), start.norm) if parent is None else (parent.ema, parent.norm)
+
+
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned or discrete tasks, and for options that do not fit together."""
     algorithm.require(spec, "chain_bc", pixels=True, chunk=True)
@@ -138,8 +144,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         return State(net, ema, norm, state.step + 1), metrics
 
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        x = given.sample(state.ema, given.read(state.ema, state.norm, obs), key, cfg.denoising)
-        return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
+        return ActOut(given.judged(state.ema, state.norm, obs, key, cfg.denoising), carry)
 
     return Algorithm(
         init, update, act, act, eligible=lambda data: dataset.whole(data, given.shape[0]),

@@ -21,17 +21,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from algos import chain_bc
-from core import algorithm, augment, chunk_policy, optim, running
+from core import algorithm, augment, batches, chunk_policy, critics, optim, running
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError, require_choices
 from core.critics import Network, TimeLimit, value_ends
 from core.losses import ppo_clip
+from core.networks import Net
 from core.optim import Trained
 from core.returns import gae
 from core.rng import streams
@@ -103,7 +102,7 @@ class Actor(NamedTuple):
     """What a kind of policy brings."""
 
     levels: int  # J
-    init: Callable[[Key, Start], tuple[PyTree, PyTree]]  # -> (parameters, frozen)
+    init: Callable[[Key, Start], tuple[PyTree, PyTree, Norm]]  # -> (parameters, frozen, statistics of its data)
     play: Callable[[State, Observation, Key], tuple[Array, Record]]  # -> (end of the chain f32[B, H, A], record)
     best: Callable[[State, Observation, Key], Array]  # f32[B, H, A] as it is judged
     judge: Callable[[PyTree, State, Observation, Array, Array], Judged]  # (params, state, obs, chain, level i32[b])
@@ -120,26 +119,6 @@ class Batch(NamedTuple):
     advantage: Array  # f32[b]
     ret: Array  # f32[b] R
     value: Array  # f32[b] V(s) at the rollout
-
-
-class Critic(NamedTuple):
-    """V(s) of a policy's observations, images by an encoder of its own.  Its params: {"value", "encoder" (images)}."""
-
-    given: Policy
-    net: nn.Module
-
-    def init(self, key: Key, spec: EnvSpec) -> PyTree:
-        keys = streams(key, "value", "encoder")
-        state, params = self.given.encoded(keys.encoder, spec)
-        return {**params, "value": self.net.init(keys.value, state)}
-
-    def apply(self, params: PyTree, norm: Norm, obs: Observation) -> Array:
-        """f32[B]."""
-        return self.net.apply(params["value"], self.given.read(params, norm, obs))[..., 0]
-
-
-def critic(cfg: Config, given: Policy) -> Critic:
-    return Critic(given, cfg.critic.module())
 
 
 def actor_loss(
@@ -162,7 +141,7 @@ def actor_loss(
     return total, metrics
 
 
-def critic_loss(params: PyTree, norm: Norm, batch: Batch, net: Critic, cfg: Config) -> tuple[Array, Metrics]:
+def critic_loss(params: PyTree, norm: Norm, batch: Batch, net: Net, cfg: Config) -> tuple[Array, Metrics]:
     """L_V of one minibatch, unweighted -> (f32[], metrics)."""
     value = net.apply(params, norm, batch.obs)
     squared = jnp.square(value - batch.ret)
@@ -198,7 +177,7 @@ def check(cfg: Config, given: Policy, actor: Actor) -> None:
 def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
     """Raises: ConfigError for options out of range."""
     check(cfg, given, actor)
-    net, clip = critic(cfg, given), cfg.max_grad_norm
+    net, clip = critics.of_observations(cfg.critic, given), cfg.max_grad_norm
     # AdamW's step is proportional to the learning rate, which `optim.apply` puts in
     actor_tx, critic_tx = (
         optim.adam(1.0, weight_decay=decay, max_norm=clip) for decay in (cfg.actor_decay, cfg.critic_decay)
@@ -207,8 +186,7 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
 
     def init(key: Key, start: Start) -> State:
         keys = streams(key, "actor", "critic")
-        params, frozen = actor.init(keys.actor, start)
-        norm = start.norm if start.parent is None else start.parent.norm
+        params, frozen, norm = actor.init(keys.actor, start)
         rewards = running.reward_scale(start.num_envs, count=1e-4)
         values = net.init(keys.critic, spec)
         return State(optim.start(actor_tx, params), optim.start(critic_tx, values), frozen, rewards, norm, jnp.int32(0))
@@ -267,7 +245,7 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
 
             return optim.when(~carry[2], step, carry)
 
-        rows = minibatches(keys.epochs, items, cfg)
+        rows = batches.minibatches(keys.epochs, items, cfg.batch_size, cfg.epochs, cfg.duplicates)
         start = state.actor, state.critic, jnp.bool_(False)
         (trained, values, _), metrics = jax.lax.scan(one, start, (rows, jax.random.split(keys.penalty, len(rows))))
         first = metrics.pop("policy/ratio")[0]  # 1 unless sampler and likelihood differ
@@ -288,23 +266,9 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         with jax.default_matmul_precision(HIGHEST):
             x, record = actor.play(state, obs, key)
-        return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry, record)
+        return ActOut(given.out(state.norm, x), carry, record)
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        return ActOut(given.out(state.norm, actor.best(state, obs, key)).reshape(-1, *spec.action_shape), carry)
+        return ActOut(given.out(state.norm, actor.best(state, obs, key)), carry)
 
     return Algorithm(init, update, act, act_eval)
-
-
-def minibatches(key: Key, items: int, cfg: Config) -> Array:
-    """i32[epochs * whole minibatches, batch_size] items, each epoch a shuffle of all `duplicates` times."""
-    total = items * cfg.duplicates
-    whole = total // cfg.batch_size * cfg.batch_size
-    shuffle = lambda key: jax.random.permutation(key, total)[:whole] % items  # noqa: E731
-    return jax.vmap(shuffle)(jax.random.split(key, cfg.epochs)).reshape(-1, cfg.batch_size)
-
-
-def pretrained(key: Key, start: Start, given: Policy, spec: EnvSpec) -> PyTree:
-    """Parameters of the policy that fine-tuning begins with: the parent's moving average, or random ones."""
-    parent: chain_bc.State | None = start.parent
-    return given.init(key, spec) if parent is None else parent.ema

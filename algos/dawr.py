@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from algos import chain_bc
 from algos.chain_bc import Fit
-from core import algorithm, chain, chunk_policy, critics, optim, replay
+from core import algorithm, chunk_policy, critics, optim, replay
 from core.algorithm import Algorithm
 from core.chain import Regression
 from core.chunk_policy import Denoising, Policy, PolicyNet
@@ -114,18 +114,13 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "dawr", chunk=True)
     critics.check(cfg.discount, reward_scale=cfg.reward_scale)
-    if cfg.net.family not in ("diffusion", "reflow"):
-        raise ConfigError(f"dawr fits diffusion or reflow policies, not {cfg.net.family}: see --config.net.family")
-    if not 0 <= cfg.lam <= 1 or min(cfg.td_factor, cfg.beta, cfg.max_weight) <= 0 or cfg.critic_period < 1:
+    chunk_policy.require_family("dawr", cfg.net, "diffusion", "reflow")
+    if not 0 <= cfg.lam <= 1 or min(cfg.td_factor, cfg.beta, cfg.max_weight, cfg.critic_period, cfg.buffer) <= 0:
         raise ConfigError(
-            f"lam {cfg.lam} must lie in [0, 1], td_factor {cfg.td_factor}, beta {cfg.beta} and max_weight "
-            f"{cfg.max_weight} above 0, critic_period {cfg.critic_period} be at least 1"
+            f"lam {cfg.lam} must lie in [0, 1], td_factor {cfg.td_factor}, beta {cfg.beta}, max_weight "
+            f"{cfg.max_weight}, critic_period {cfg.critic_period} and buffer {cfg.buffer} above 0"
         )
-    if cfg.noise_floor < 0 or cfg.noise_clip <= 0 or cfg.buffer < 1:
-        raise ConfigError(
-            f"noise_floor {cfg.noise_floor} must be at least 0, noise_clip {cfg.noise_clip} and buffer {cfg.buffer} "
-            "positive"
-        )
+    chunk_policy.require_noise(cfg.noise_floor, cfg.noise_clip)
     given, v = chunk_policy.policy(cfg.net, spec), critics.of_states(cfg.critic)
     steps = given.steps(cfg.denoising)
     actor_tx, critic_tx = optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
@@ -135,9 +130,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         kept = replay.empty(spec, start.num_envs, 1, cfg.buffer * start.num_envs)
         if isinstance(parent, State):  # its steps are of other episodes
             return parent._replace(kept=kept)
-        actor, norm = given.init(keys.actor, spec), start.norm
-        if parent is not None:
-            actor, norm = parent.ema, parent.norm
+        actor, norm = chain_bc.pretrained(keys.actor, start, given, spec)
         critic = v.init(keys.critic, jnp.zeros((1, *spec.obs_shape), float_dtype()))
         return State(optim.start(actor_tx, actor), optim.start(critic_tx, critic), kept, norm)
 
@@ -191,15 +184,12 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         return State(actor, critic, kept, norm), jax.tree.map(jnp.mean, {**metrics, **actor_metrics})
 
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        params = state.actor.params
-        step = given.step(params, given.read(params, state.norm, obs), cfg.denoising)
-        noise = given.noises(key, len(obs.step), steps)
-        states, _ = chain.sample(step, *noise, cfg.noise_floor, cfg.noise_clip, 1.0)
-        return ActOut(given.out(state.norm, states[:, -1]).reshape(-1, *spec.action_shape), carry)
+        params, noise = state.actor.params, given.noises(key, len(obs.step), steps)
+        seen = given.read(params, state.norm, obs)
+        x = given.ends(params, seen, noise, cfg.denoising, cfg.noise_floor, cfg.noise_clip)
+        return ActOut(given.out(state.norm, x), carry)
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        params = state.actor.params
-        x = given.sample(params, given.read(params, state.norm, obs), key, cfg.denoising)
-        return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
+        return ActOut(given.judged(state.actor.params, state.norm, obs, key, cfg.denoising), carry)
 
     return Algorithm(init, update, act, act_eval)

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 
-from algos import chain_ppo
+from algos import chain_bc, chain_ppo
 from algos.chain_ppo import Actor, Judged, Record, State
 from core import algorithm, chain, chunk_policy
 from core.algorithm import Algorithm
 from core.chain import Move, Step
 from core.chunk_policy import Policy, PolicyNet
 from core.config import ConfigError
-from core.types import Array, EnvSpec, Key, Observation, PyTree, Start
+from core.types import Array, EnvSpec, Key, Norm, Observation, PyTree, Start
 
 PARENTS = ("chain_bc",)
 
@@ -112,8 +112,7 @@ def imitation(
 def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     """Raises: ConfigError for goal-conditioned or discrete tasks, flow policies, and options out of range."""
     algorithm.require(spec, "dppo", pixels=True, chunk=True)
-    if cfg.net.family != "diffusion":
-        raise ConfigError(f"dppo fine-tunes diffusion policies, not {cfg.net.family}")
+    chunk_policy.require_family("dppo", cfg.net, "diffusion")
     if cfg.entropy_weight or cfg.horizon > max(spec.chunk, 1) or min(cfg.sampling_std, cfg.log_prob_std) <= 0:
         raise ConfigError(
             f"dppo's noise is not learned: entropy_weight must be 0, not {cfg.entropy_weight}; horizon {cfg.horizon} "
@@ -132,9 +131,9 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     chains = TunedChain(cfg, given)
     last = cfg.final_clip or jnp.inf
 
-    def init(key: Key, start: Start) -> tuple[PyTree, PyTree]:
-        params = chain_ppo.pretrained(key, start, given, spec)
-        return params, jax.tree.map(jnp.copy, params)
+    def init(key: Key, start: Start) -> tuple[PyTree, PyTree, Norm]:
+        params, norm = chain_bc.pretrained(key, start, given, spec)
+        return params, jax.tree.map(jnp.copy, params), norm
 
     def read(params: PyTree, state: State, obs: Observation) -> Array:
         return given.read(params, state.norm, obs)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from algos import chain_bc
 from algos.chain_bc import Fit
-from core import algorithm, batches, chain, chunk_policy, critics, dataset, optim
+from core import algorithm, batches, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chain import Regression
 from core.chunk_policy import Denoising, Policy, PolicyNet
@@ -77,8 +77,7 @@ class Draws(NamedTuple):
 
 def played(params: PyTree, state: Array, noise: tuple[Array, Array], given: Policy, cfg: Config) -> Array:
     """pi(s) f32[B, H, A] in [-1, 1] with the floor, a differentiable function of the parameters."""
-    states, _ = chain.sample(given.step(params, state, cfg.denoising), *noise, cfg.noise_floor, cfg.noise_clip, 1.0)
-    return states[:, -1]
+    return given.ends(params, state, noise, cfg.denoising, cfg.noise_floor, cfg.noise_clip)
 
 
 def bootstrap(
@@ -112,13 +111,10 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "dql", chunk=True)
     critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
-    if cfg.net.family not in ("diffusion", "reflow"):
-        raise ConfigError(f"dql fits diffusion or reflow policies, not {cfg.net.family}: see --config.net.family")
-    if min(cfg.eta, cfg.actor_start, cfg.noise_floor) < 0 or cfg.noise_clip <= 0:
-        raise ConfigError(
-            f"eta {cfg.eta}, actor_start {cfg.actor_start} and noise_floor {cfg.noise_floor} must be at least 0, "
-            f"noise_clip {cfg.noise_clip} positive"
-        )
+    chunk_policy.require_family("dql", cfg.net, "diffusion", "reflow")
+    if min(cfg.eta, cfg.actor_start) < 0:
+        raise ConfigError(f"eta {cfg.eta} and actor_start {cfg.actor_start} must be at least 0")
+    chunk_policy.require_noise(cfg.noise_floor, cfg.noise_clip)
     given, q = chunk_policy.policy(cfg.net, spec), critics.of_chunks(cfg.critic)
     steps = given.steps(cfg.denoising)
     actor_tx, critic_tx = optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
@@ -127,9 +123,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         if isinstance(start.parent, State):
             return start.parent
         keys = streams(key, "actor", "critic")
-        actor, norm = given.init(keys.actor, spec), start.norm
-        if start.parent is not None:
-            actor, norm = start.parent.ema, start.parent.norm
+        actor, norm = chain_bc.pretrained(keys.actor, start, given, spec)
         obs, action = jnp.zeros((1, *spec.obs_shape), float_dtype()), jnp.zeros((1, *given.shape), float_dtype())
         critic = q.init(keys.critic, obs, action)
         return State(
@@ -139,10 +133,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def update(state: State, t: Transition, key: Key) -> tuple[State, Metrics]:
         keys, params, norm = streams(key, "next_action", "action", "coin", "fit"), state.actor.params, state.norm
-        batch = critics.to_batch(
-            t, lambda obs: given.read(params, norm, obs), lambda action: given.chunk(norm, action), cfg.reward_scale,
-            cfg.time_limit,
-        )  # fmt: skip
+        batch = critics.to_batch(t, given, params, norm, cfg.reward_scale, cfg.time_limit)
         size = len(batch.reward)
         draws = Draws(
             given.noises(keys.next_action, size, steps),
@@ -166,12 +157,10 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         params, noise = state.actor.params, given.noises(key, len(obs.step), steps)
         x = played(params, given.read(params, state.norm, obs), noise, given, cfg)
-        return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
+        return ActOut(given.out(state.norm, x), carry)
 
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        params = state.actor.params
-        x = given.sample(params, given.read(params, state.norm, obs), key, cfg.denoising)
-        return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
+        return ActOut(given.judged(state.actor.params, state.norm, obs, key, cfg.denoising), carry)
 
     return Algorithm(
         init, update, act, act_eval, eligible=lambda data: dataset.whole(data, given.shape[0]),

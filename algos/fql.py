@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from algos import chain_bc
 from algos.chain_bc import Fit
-from core import algorithm, batches, chain, chunk_policy, critics, dataset, optim
+from core import algorithm, batches, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError
@@ -94,7 +94,7 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
 def flowed(flow_params: PyTree, state: Array, z: Array, given: Policy, denoising: Denoising) -> Array:
     """mu_F f32[B, H, A] in [-1, 1]."""
     still = jnp.zeros((len(z), given.steps(denoising), *given.shape), z.dtype)
-    return chain.sample(given.step(flow_params, state, denoising), z, still, last=1.0)[0][:, -1]
+    return given.ends(flow_params, state, (z, still), denoising)
 
 
 def bootstrap(critic_target: PyTree, actor_params: PyTree, batch: Batch, z: Array, nets: Networks, cfg: Config):
@@ -120,8 +120,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "fql", chunk=True)
     critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
-    if cfg.net.family != "reflow":
-        raise ConfigError(f"fql distils a rectified flow: --config.net.family must be reflow, not {cfg.net.family}")
+    chunk_policy.require_family("fql", cfg.net, "reflow")
     if min(cfg.alpha, cfg.flow_acts) < 0:
         raise ConfigError(f"alpha {cfg.alpha} and flow_acts {cfg.flow_acts} must be at least 0")
     nets = networks(cfg, spec)
@@ -133,9 +132,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         if isinstance(start.parent, State):
             return start.parent
         keys = streams(key, "flow", "actor", "critic")
-        flow, norm = given.init(keys.flow, spec), start.norm
-        if start.parent is not None:
-            flow, norm = start.parent.ema, start.parent.norm
+        flow, norm = chain_bc.pretrained(keys.flow, start, given, spec)
         obs, action = jnp.zeros((1, *spec.obs_shape), float_dtype()), jnp.zeros((1, *given.shape), float_dtype())
         critic = nets.q.init(keys.critic, obs, action)
         return State(
@@ -152,10 +149,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def update(state: State, t: Transition, key: Key) -> tuple[State, Metrics]:
         keys, norm, params = streams(key, "next_action", "action", "fit"), state.norm, state.flow.params
-        batch = critics.to_batch(
-            t, lambda obs: given.read(params, norm, obs), lambda action: given.chunk(norm, action), cfg.reward_scale,
-            cfg.time_limit,
-        )  # fmt: skip
+        batch = critics.to_batch(t, given, params, norm, cfg.reward_scale, cfg.time_limit)
         next_z, z = (normals(k, len(batch.reward)) for k in (keys.next_action, keys.action))
         # --- critics ---
         target = bootstrap(state.critic_target, state.actor.params, batch, next_z, nets, cfg)
@@ -183,7 +177,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             return jnp.clip(nets.mu.apply(state.actor.params, s, z), -1, 1)
 
         x = jax.lax.cond(optim.lockstep(state.step) < cfg.flow_acts, by_flow, by_mu) if cfg.flow_acts else by_mu()
-        return ActOut(given.out(state.norm, x).reshape(-1, *spec.action_shape), carry)
+        return ActOut(given.out(state.norm, x), carry)
 
     return Algorithm(
         init, update, act, act, eligible=lambda data: dataset.whole(data, given.shape[0]),

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from algos import chain_bc
 from algos.chain_bc import Fit
-from core import algorithm, batches, chain, chunk_policy, critics, dataset, optim
+from core import algorithm, batches, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
@@ -98,18 +98,15 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "idql", chunk=True)
     critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
-    if cfg.net.family not in ("diffusion", "reflow"):
-        raise ConfigError(f"idql fits diffusion or reflow policies, not {cfg.net.family}: see --config.net.family")
+    chunk_policy.require_family("idql", cfg.net, "diffusion", "reflow")
     if not 0 < cfg.expectile < 1 or not 0 < cfg.explore_weight < 1 or min(cfg.samples, cfg.explore_samples) < 1:
         raise ConfigError(
             f"expectile {cfg.expectile} and explore_weight {cfg.explore_weight} must lie between 0 and 1, "
             f"samples {cfg.samples} and explore_samples {cfg.explore_samples} be at least 1"
         )
-    if min(cfg.actor_start, cfg.noise_floor) < 0 or cfg.noise_clip <= 0:
-        raise ConfigError(
-            f"actor_start {cfg.actor_start} and noise_floor {cfg.noise_floor} must be at least 0, "
-            f"noise_clip {cfg.noise_clip} positive"
-        )
+    if cfg.actor_start < 0:
+        raise ConfigError(f"actor_start {cfg.actor_start} must be at least 0")
+    chunk_policy.require_noise(cfg.noise_floor, cfg.noise_clip)
     given = chunk_policy.policy(cfg.net, spec)
     nets = Networks(critics.of_chunks(cfg.critic), critics.of_states(cfg.critic))
     steps = given.steps(cfg.denoising)
@@ -119,9 +116,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         if isinstance(start.parent, State):
             return start.parent
         keys = streams(key, "actor", "critic", "value")
-        actor, norm = given.init(keys.actor, spec), start.norm
-        if start.parent is not None:
-            actor, norm = start.parent.ema, start.parent.norm
+        actor, norm = chain_bc.pretrained(keys.actor, start, given, spec)
         obs, action = jnp.zeros((1, *spec.obs_shape), float_dtype()), jnp.zeros((1, *given.shape), float_dtype())
         critic = nets.q.init(keys.critic, obs, action)
         return State(
@@ -135,10 +130,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def update(state: State, t: Transition, key: Key) -> tuple[State, Metrics]:
         params, norm = state.actor.params, state.norm
-        batch = critics.to_batch(
-            t, lambda obs: given.read(params, norm, obs), lambda action: given.chunk(norm, action), cfg.reward_scale,
-            cfg.time_limit,
-        )  # fmt: skip
+        batch = critics.to_batch(t, given, params, norm, cfg.reward_scale, cfg.time_limit)
         # --- values ---
         value, value_metrics = optim.step(critic_tx, value_loss, state.value, state.critic_target, batch, nets, cfg)
         # --- critics and their targets ---
@@ -158,15 +150,14 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
 
     def chosen(state: State, proposals: Array, which: Array) -> ActOut:
         x = jnp.take_along_axis(proposals, which[:, None, None, None], axis=1)[:, 0]
-        return given.out(state.norm, x).reshape(-1, *spec.action_shape)
+        return given.out(state.norm, x)
 
     def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         keys, size = streams(key, "proposals", "lot"), cfg.explore_samples
         s = given.read(state.actor.params, state.norm, obs)
-        start, normals = given.noises(keys.proposals, len(s) * size, steps)
-        step = given.step(state.actor.params, jnp.repeat(s, size, axis=0), cfg.denoising)
-        states, _ = chain.sample(step, start, normals, cfg.noise_floor, cfg.noise_clip, 1.0)
-        proposals = states[:, -1].reshape(len(s), size, *given.shape)
+        many, noise = jnp.repeat(s, size, axis=0), given.noises(keys.proposals, len(s) * size, steps)
+        x = given.ends(state.actor.params, many, noise, cfg.denoising, cfg.noise_floor, cfg.noise_clip)
+        proposals = x.reshape(len(s), size, *given.shape)
         score = scores(state.critic_target, s, proposals, nets)
         weights = log_weights(score, nets.v.apply(state.value.params, s), cfg.explore_weight)
         return ActOut(chosen(state, proposals, jax.random.categorical(keys.lot, weights)), carry)

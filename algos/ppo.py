@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from core import algorithm, optim, running
+from core import algorithm, batches, optim, running
 from core.algorithm import Algorithm, as_input
 from core.config import ConfigError
 from core.distributions import Gaussian
@@ -100,12 +100,6 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
     return Networks(head(spec.action_dim, 0.01), head(1, 1.0))
 
 
-def minibatches(key: Key, size: int, cfg: Config) -> Array:
-    """i32[epochs * N / batch_size, batch_size] positions: each epoch is a shuffle of all N."""
-    keys = jax.random.split(key, cfg.epochs)
-    return jax.vmap(lambda key: jax.random.permutation(key, size))(keys).reshape(-1, cfg.batch_size)
-
-
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "ppo")
@@ -149,7 +143,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         def one(net: Trained, rows: Array) -> tuple[Trained, Metrics]:
             return optim.step(tx, loss, net, jax.tree.map(lambda x: x[rows], batch), nets, cfg)
 
-        rows = minibatches(streams(key, "shuffle").shuffle, size, cfg)
+        rows = batches.minibatches(streams(key, "shuffle").shuffle, size, cfg.batch_size, cfg.epochs)
         net, metrics = jax.lax.scan(one, state.net, rows)
         # --- statistics ---
         seen = running.include(state.seen, as_input(state.norm, t.obs)) if cfg.normalize_obs else state.seen

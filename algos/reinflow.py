@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from algos import chain_ppo
+from algos import chain_bc, chain_ppo
 from algos.chain_ppo import Actor, Judged, Record, State
 from core import algorithm, chain, chunk_policy, flow
 from core.algorithm import Algorithm
@@ -32,7 +32,7 @@ from core.config import ConfigError, choose
 from core.distributions import HALF_LOG_TWO_PI, squashed_std
 from core.networks import MLP, Denoised, float_dtype
 from core.rng import streams
-from core.types import Array, EnvSpec, Key, Observation, PyTree, Start
+from core.types import Array, EnvSpec, Key, Norm, Observation, PyTree, Start
 
 PARENTS = ("chain_bc",)
 
@@ -173,8 +173,7 @@ class NoisyFlow:
 def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     """Raises: ConfigError for goal-conditioned or discrete tasks, diffusion policies, and options out of range."""
     algorithm.require(spec, "reinflow", pixels=True, chunk=True)
-    if cfg.net.family not in ("reflow", "shortcut", "meanflow"):
-        raise ConfigError(f"reinflow fine-tunes flows: reflow, shortcut, meanflow; not {cfg.net.family}")
+    chunk_policy.require_family("reinflow", cfg.net, "reflow", "shortcut", "meanflow")
     if not 0 < cfg.std_min <= cfg.std_max or cfg.log_prob_min >= cfg.log_prob_max:
         raise ConfigError(
             f"needs 0 < std_min {cfg.std_min} <= std_max {cfg.std_max} and "
@@ -188,11 +187,11 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
     given = chunk_policy.policy(cfg.net, spec)
     chains = NoisyFlow(cfg, given)
 
-    def init(key: Key, start: Start) -> tuple[PyTree, PyTree]:
+    def init(key: Key, start: Start) -> tuple[PyTree, PyTree, Norm]:
         keys = streams(key, "policy", "noise", "blank")
-        policy = chain_ppo.pretrained(keys.policy, start, given, spec)
+        policy, norm = chain_bc.pretrained(keys.policy, start, given, spec)
         frozen = jax.tree.map(jnp.copy, policy) if cfg.bc_weight else ()
-        return chains.init(keys.noise, policy, given.encoded(keys.blank, spec)[0]), frozen
+        return chains.init(keys.noise, policy, given.encoded(keys.blank, spec)[0]), frozen, norm
 
     def step(params: PyTree, state: State, obs: Observation) -> Step:
         return chains.step(params, given.read(params["policy"], state.norm, obs), chains.bound(state.iteration))

@@ -30,7 +30,7 @@ from algos import chain_bc, chain_ppo
 from benchmarks.contenders import CORES, PEERS, Peer, Seen, interleaved, row
 from benchmarks.online import timed
 from benchmarks.updates import product_loop
-from core import diffusion, online
+from core import critics, diffusion, online
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.dataset import identity_norm
@@ -130,7 +130,7 @@ def tuning(algo: str, cfg: chain_ppo.Config, spec: EnvSpec, sizes: Sizes) -> Tun
 
 def advantages(made: Tuning, state: chain_ppo.State, t: Transition) -> tuple[Array, Array]:
     """(A, V) f32[T, B], as an update takes them but for its scaling of rewards."""
-    net = chain_ppo.critic(made.cfg, made.given)
+    net = critics.of_observations(made.cfg.critic, made.given)
     value, after = (net.apply(state.critic.params, state.norm, obs) for obs in (t.obs, t.next_obs))
     return gae(t.reward, value, after, t.terminated, t.truncated, made.cfg.discount, made.cfg.lam), value
 
@@ -244,7 +244,8 @@ def export(made: Tuning, path: Path) -> None:
     for part, layers in parts.items():
         for i in range(sum(name.startswith("Dense_") for name in layers)):
             arrays |= {f"{part}/{i}/{kind}": layers[f"Dense_{i}"][kind] for kind in ("kernel", "bias")}
-    options = {name: x for name, x in vars(cfg).items() if isinstance(x, int | float)} | {"limit": cfg.net.denoised_clip}
+    options = {name: x for name, x in vars(cfg).items() if isinstance(x, int | float)}
+    options["limit"] = cfg.net.denoised_clip
     for name in ("actor", "critic"):
         high, low = getattr(cfg, f"{name}_lr"), getattr(cfg, f"{name}_lr_min")
         options[f"{name}_lr"] = float(chain_ppo.rate(high, low, cfg)(state.iteration))

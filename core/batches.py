@@ -102,6 +102,17 @@ def sampled(
     return sample
 
 
+def minibatches(key: Key, items: int, size: int, epochs: int, visits: int = 1) -> Array:
+    """i32[epochs * whole minibatches, size] of 0 .. items - 1; each epoch shuffles all of them, `visits` times each.
+
+    An epoch leaves out what does not fill a minibatch.
+    """
+    total = items * visits
+    whole = total // size * size
+    shuffle = lambda key: jax.random.permutation(key, total)[:whole] % items  # noqa: E731
+    return jax.vmap(shuffle)(jax.random.split(key, epochs)).reshape(-1, size)
+
+
 def windows(dataset: Dataset, row: Array, before: int, after: int) -> tuple[Array, Array]:
     """Rows around `row` i32[B] within its episode: `before` earlier ones, itself, `after` later ones.
 

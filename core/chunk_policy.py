@@ -57,6 +57,7 @@ class Policy(NamedTuple):
     denoiser: Denoiser
     encoder: nn.Module | None
     shape: tuple[int, int]  # (H, A)
+    action_shape: tuple[int, ...]  # the task's: (H, A), or (A,) of one without chunks
 
     def init(self, key: Key, spec: EnvSpec) -> PyTree:
         keys = streams(key, "denoiser", "encoder")
@@ -104,12 +105,10 @@ class Policy(NamedTuple):
 
         Args: eta, noise_limit: of DDIM, see `core.diffusion.ddim`.
         """
-        net, steps = self.options, self.steps(denoising)
+        net, steps, zero = self.options, self.steps(denoising), jnp.zeros((), float_dtype())
         if net.family == "gaussian":
-            zero = jnp.zeros((), float_dtype())
             return lambda x, k: Move(self.denoise(params, state, x, zero).out, zero)
         if net.family != "diffusion":
-            zero = jnp.zeros((), float_dtype())
             field = lambda x, t, span, k: (self.denoise(params, state, x, t, span).out, zero)  # noqa: E731
             return flow.euler(field, flow.grid(steps, denoising.grid), net.denoised_clip or jnp.inf)
         predict = lambda x, k: self.denoise(params, state, x, k).out  # noqa: E731
@@ -133,16 +132,28 @@ class Policy(NamedTuple):
         noisy = self.options.family == "diffusion" and denoising.sampler == "ddpm"
         return jnp.where(jnp.arange(steps) < steps - 1, 1e-3, 0.0) * noisy
 
+    def ends(
+        self, params: PyTree, state: Array, noise: tuple[Array, Array], denoising: Denoising,
+        floor: float | Array = 0.0, clip: float = jnp.inf,
+    ) -> Array:  # fmt: skip
+        """Chunks f32[B, H, A] in [-1, 1] where chains for states f32[B, S] end, by their `noises`.
+
+        Args: floor, clip: as for `core.chain.sample`.
+        """
+        return chain.sample(self.step(params, state, denoising), *noise, floor, clip, 1.0)[0][:, -1]
+
     def sample(self, params: PyTree, state: Array, key: Key, denoising: Denoising, clip: float = 10.0) -> Array:
-        """Chunks f32[B, H, A] for states f32[B, S], as the policy is judged: the start is random."""
-        start, normals = self.noises(key, len(state), self.steps(denoising))
-        step, floor = self.step(params, state, denoising), self.eval_floor(denoising)
-        states, _ = chain.sample(step, start, normals, floor, clip, 1.0)
-        return states[:, -1]
+        """`ends` as the policy is judged: the start is random."""
+        noise = self.noises(key, len(state), self.steps(denoising))
+        return self.ends(params, state, noise, denoising, self.eval_floor(denoising), clip)
+
+    def judged(self, params: PyTree, norm: Norm, obs: Observation, key: Key, denoising: Denoising) -> Array:
+        """The action that the policy is judged by, see `out`."""
+        return self.out(norm, self.sample(params, self.read(params, norm, obs), key, denoising))
 
     def out(self, norm: Norm, x: Array) -> Array:
-        """The action f32[B, H, A] in [-1, 1], or f32[B, A] of a task without chunks, that a chain's end means."""
-        return jnp.clip(norm.raw_action(x), -1, 1)
+        """The task's action in [-1, 1], f32[B, H, A] or f32[B, A], that a chain's end f32[B, H, A] means."""
+        return jnp.clip(norm.raw_action(x), -1, 1).reshape(-1, *self.action_shape)
 
     def chunk(self, norm: Norm, action: Array) -> Array:
         """f32[B, H, A] normalised, of a task's actions."""
@@ -157,7 +168,21 @@ def policy(net: PolicyNet, spec: EnvSpec) -> Policy:
     combine = {"reflow": "none", "diffusion": "none", "shortcut": spans, "meanflow": spans, "gaussian": "alone"}
     chosen = choose("family", net.family, combine)
     denoiser = Denoiser(net.hidden, net.activation, net.residual, net.time_dim, net.cond, chosen)
-    return Policy(net, denoiser, encoder(net.encoder) if spec.pixels else None, (max(spec.chunk, 1), spec.action_dim))
+    shape = max(spec.chunk, 1), spec.action_dim
+    return Policy(net, denoiser, encoder(net.encoder) if spec.pixels else None, shape, spec.action_shape)
+
+
+def require_family(learner: str, net: PolicyNet, *families: str) -> None:
+    """Raises: ConfigError for a policy that the algorithm does not learn."""
+    if net.family not in families:
+        possible = " or ".join(families)
+        raise ConfigError(f"{learner} learns {possible} policies, not {net.family}: see --config.net.family")
+
+
+def require_noise(floor: float, clip: float) -> None:
+    """Raises: ConfigError for noise that no chain can explore with."""
+    if floor < 0 or clip <= 0:
+        raise ConfigError(f"noise_floor {floor} must be at least 0, noise_clip {clip} positive")
 
 
 def require_images(pad: int, given: Policy) -> None:

@@ -5,16 +5,17 @@ Axes: B batch, S state, H steps of a chunk, A action, E critics.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
 
+from core.chunk_policy import Policy
 from core.config import ConfigError, choose
 from core.losses import ensemble_mse
 from core.networks import MLP, Net, ResidualMLP, ensemble
-from core.types import Array, Metrics, Observation, PyTree, Transition
+from core.rng import streams
+from core.types import Array, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Transition
 
 TimeLimit = Literal["bootstrap", "terminate"]
 
@@ -53,6 +54,24 @@ def of_states(network: Network) -> Net:
     return Net(module.init, lambda params, state: module.apply(params, state)[..., 0])
 
 
+def of_observations(network: Network, given: Policy) -> Net:
+    """One value (params, norm, obs) -> f32[...] of what a policy observes; images by an encoder of its own.
+
+    `init` takes (key, EnvSpec).  Params: {"value", "encoder" (images)}.
+    """
+    value = of_states(network)
+
+    def init(key: Key, spec: EnvSpec) -> PyTree:
+        keys = streams(key, "value", "encoder")
+        state, params = given.encoded(keys.encoder, spec)
+        return {**params, "value": value.init(keys.value, state)}
+
+    def apply(params: PyTree, norm: Norm, obs: Observation) -> Array:
+        return value.apply(params["value"], given.read(params, norm, obs))
+
+    return Net(init, apply)
+
+
 class Batch(NamedTuple):
     """Transitions as critics and chunk policies read them."""
 
@@ -69,11 +88,10 @@ def value_ends(t: Transition, time_limit: str) -> Array:
     return choose("time limit", time_limit, ends)
 
 
-def to_batch(
-    t: Transition, read: Callable[[Observation], Array], chunk: Callable[[Array], Array], scale: float, time_limit: str
-) -> Batch:
-    """Args: read: a network's input f32[B, S]; chunk: actions normalised f32[B, H, A]; scale: of the rewards."""
-    return Batch(read(t.obs), chunk(t.action), scale * t.reward, read(t.next_obs), value_ends(t, time_limit))
+def to_batch(t: Transition, given: Policy, params: PyTree, norm: Norm, scale: float, time_limit: str) -> Batch:
+    """Transitions as a policy with these parameters reads them; scale: of the rewards."""
+    state, after = (given.read(params, norm, obs) for obs in (t.obs, t.next_obs))
+    return Batch(state, given.chunk(norm, t.action), scale * t.reward, after, value_ends(t, time_limit))
 
 
 def check(discount: float, tau: float = 1.0, reward_scale: float = 1.0) -> None:

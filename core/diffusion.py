@@ -66,10 +66,10 @@ def ddpm(schedule: Schedule, predict: Predict, predicts: str = "noise", limit: f
 
     def step(x: Array, j: Array) -> Move:
         k = steps - 1 - j
-        beta, bar, before = (jnp.asarray(c)[k][..., None, None] for c in schedule)
+        beta, bar, before, variance = (jnp.asarray(c)[k][..., None, None] for c in (*schedule, schedule.variance))
         x0 = clean(bar, x, predict(x, k), predicts, limit)
         mean = beta * jnp.sqrt(before) / (1 - bar) * x0 + (1 - before) * jnp.sqrt(1 - beta) / (1 - bar) * x
-        return Move(mean, jnp.sqrt(jnp.maximum(beta * (1 - before) / (1 - bar), 1e-20)))
+        return Move(mean, jnp.sqrt(jnp.maximum(variance, 1e-20)))
 
     return step
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from core.metrics import read_lines
 from experiments import runs
+from experiments.statistics import stratified
 
 PUBLISHED = Path(__file__).parent / "published" / "reinflow.csv"
 SLIP = ("ant-v2", "ReinFlow-S")  # its cell in the authors' sheet repeats ReinFlow-R's
@@ -68,19 +69,14 @@ class Measured(NamedTuple):
     end: np.ndarray
     seconds: float  # per 10,000 environment steps of each seed, median over epochs
 
-    def change(self, seeds: np.ndarray | slice = slice(None)) -> float:
-        """Of the means over seeds: net growth of a return, gain in success."""
-        start, end = self.start[seeds].mean(), self.end[seeds].mean()
-        return float(end - start if self.metric == "success" else end / start - 1)
+    def change(self, seeds: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Of the means over seeds i64[..., n]: net growth of a return, gain in success, f64[...]."""
+        start, end = self.start[seeds].mean(axis=-1), self.end[seeds].mean(axis=-1)
+        return end - start if self.metric == "success" else end / start - 1
 
-    def interval(self, draws: int = 10_000) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """95 % percentile bootstrap over seeds; NaN for one."""
-        size = len(self.start)
-        if size < 2:
-            return float("nan"), float("nan")
-        redrawn = np.random.default_rng(0).integers(0, size, (draws, size))
-        low, high = np.percentile([self.change(seeds) for seeds in redrawn], [2.5, 97.5])
-        return float(low), float(high)
+        return stratified([range(len(self.start))], lambda redrawn: self.change(redrawn.astype(int)))
 
 
 def measured(folder: Path) -> Measured | None:
@@ -117,14 +113,14 @@ def _our_table(rows: list[Measured]) -> list[str]:
     # with equal numbers of seeds, which share a program
     dppo = {(row.task, row.preset, len(row.start)): row.seconds for row in rows if row.algo == "dppo"}
     for row in rows:
-        scale, unit, digits = (100, " points", "{:.2f}") if row.metric == "success" else (100, " %", "{:,.0f}")
+        unit, digits = (" points", "{:.2f}") if row.metric == "success" else (" %", "{:,.0f}")
         start, end = (digits.format(x.mean()) for x in (row.start, row.end))
-        low, high = (scale * bound for bound in row.interval())
+        low, high = (100 * bound for bound in row.interval())
         other = dppo.get((row.task, row.preset, len(row.start)))
         against = f"{row.seconds / other:.2f}x" if other else "-"
         lines.append(
             f"| {row.algo} {row.name} | {row.task} | {row.preset} | {len(row.start)} | {start} | {end} | "
-            f"{scale * row.change():+.1f}{unit} | {low:+.1f} to {high:+.1f} | {row.seconds:.2f} | {against} |"
+            f"{100 * row.change():+.1f}{unit} | {low:+.1f} to {high:+.1f} | {row.seconds:.2f} | {against} |"
         )
     return lines
 

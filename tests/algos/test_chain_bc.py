@@ -14,8 +14,8 @@ from core import batches, chain, chunk_policy, dataset, diffusion, flow, samplin
 from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.config import ConfigError, UnknownName
 from core.networks import Denoised
-from core.types import EnvSpec, Observation, Start
-from tests.algos.test_td3_bc import same
+from core.types import EnvSpec, Start
+from tests.algos.chunked import close, quick, same, seen
 
 SPEC = EnvSpec("modes", (1,), 1, chunk=2)
 SMALL = {"hidden": (8, 8, 8), "time_dim": 4}
@@ -27,14 +27,6 @@ NETS = {
     "gaussian": PolicyNet("gaussian", **SMALL),
 }
 RNG = np.random.default_rng(0)
-quick = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)  # quick to compile: half of the time here
-
-
-def seen(state):
-    n = len(state)
-    return Observation(jnp.asarray(state), jnp.zeros((n, 0)), jnp.zeros(n), jnp.zeros(n, jnp.int32))
 
 
 def noises(*shape, seed=0):
@@ -316,7 +308,7 @@ def test_updates_move_the_average_by_its_schedule(problem):
         if done % 2 == 0:
             kept = 0.0 if done <= 3 else 0.7
             average = jax.tree.map(lambda a, p, kept=kept: kept * a + (1 - kept) * p, average, state.net.params)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state.ema, average)
+        close(state.ema, average, rtol=1e-5, atol=1e-7)
         assert int(state.step) == done
     again, metrics = update(states[-2], keys[-1])  # pure
     assert same(again, states[-1])

@@ -1,7 +1,6 @@
 """What ReinFlow, DPPO and Gaussian PPO share, with a policy whose densities are known: losses, minibatches, rules."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +9,26 @@ import pytest
 
 from algos import chain_ppo
 from algos.chain_ppo import Actor, Batch, Config, Judged, Record
-from core import chain, chunk_policy
+from core import batches, chain, chunk_policy, critics
 from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
-from core.dataset import identity_norm
-from core.types import EnvSpec, Observation, Start, Transition
+from core.types import EnvSpec, Start, Transition
+from tests.algos.chunked import KEY, NORM, quick, seen
 
 SPEC = EnvSpec("toy", (2,), 2)
 NET = PolicyNet("reflow", hidden=(4,), residual=False, time_dim=4)
 GIVEN = chunk_policy.policy(NET, SPEC)
 CONFIG = Config(batch_size=24, epochs=2, net=NET, critic=Network((8,), "tanh", residual=False), actor_lr=1e-2)
-NORM = identity_norm(2, 2)
-# programs that take longer to compile than to run
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+CRITIC = critics.of_observations(CONFIG.critic, GIVEN)
 T, B, J, STD = 6, 4, 3, 0.2
-KEY = jax.random.key(0)
-
-
-def seen(state):
-    """Observations of states [..., S]."""
-    lead = state.shape[:-1]
-    return Observation(jnp.asarray(state), jnp.zeros((*lead, 0)), jnp.zeros(lead), jnp.zeros(lead, jnp.int32))
 
 
 def gaussians(**changes):
     """J levels: state j + 1 of the chain is N(mean_j, STD^2) in both numbers, whatever came before."""
 
     def start(key, start):
-        return {"mean": 0.1 * jax.random.normal(key, (J, 1, 2))}, {"mean": jnp.ones((J, 1, 2))}
+        return {"mean": 0.1 * jax.random.normal(key, (J, 1, 2))}, {"mean": jnp.ones((J, 1, 2))}, start.norm
 
     def log_prob(params, states):
         return chain.log_density(states[:, 1:], params["mean"], STD).sum(axis=(2, 3))
@@ -163,17 +153,15 @@ def test_advantages_are_standardised_or_not(setting):
 def test_the_value_loss_equals_its_equations(setting, clip):
     _, state, *_ = setting
     batch, cfg = a_batch(state), replace(CONFIG, value_clip=clip)
-    net = chain_ppo.critic(cfg, GIVEN)
-    loss, _ = chain_ppo.critic_loss(state.critic.params, state.norm, batch, net, cfg)
-    v, old, ret = (np.asarray(x) for x in (net.apply(state.critic.params, NORM, batch.obs), batch.value, batch.ret))
+    loss, _ = chain_ppo.critic_loss(state.critic.params, state.norm, batch, CRITIC, cfg)
+    v, old, ret = (np.asarray(x) for x in (CRITIC.apply(state.critic.params, NORM, batch.obs), batch.value, batch.ret))
     moved = np.clip(v, old - clip, old + clip) if clip else v
     np.testing.assert_allclose(loss, np.maximum((v - ret) ** 2, (moved - ret) ** 2).mean() / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("items", "duplicates", "whole"), [(12, 1, 12), (12, 3, 36), (10, 1, 8), (3, 2, 4)])
 def test_an_epoch_visits_each_item_as_often_as_asked(items, duplicates, whole):
-    cfg = replace(CONFIG, batch_size=4, epochs=3, duplicates=duplicates)
-    rows = np.asarray(chain_ppo.minibatches(KEY, items, cfg))
+    rows = np.asarray(batches.minibatches(KEY, items, 4, 3, duplicates))
     assert rows.shape == (3 * whole // 4, 4)
     counts = np.stack([np.bincount(epoch, minlength=items) for epoch in rows.reshape(3, -1)])
     assert counts.max() <= duplicates
@@ -238,9 +226,7 @@ def test_the_first_value_loss_is_that_of_the_advantages(setting, time_limit):
     t = t._replace(success=jnp.asarray(success, jnp.float32))
     new, metrics = quick(algorithm.update)(state, t, KEY)
     assert new.rewards.seen.count == state.rewards.seen.count  # what is not scaled is not measured
-    v, after = (
-        np.asarray(chain_ppo.critic(cfg, GIVEN).apply(state.critic.params, NORM, obs)) for obs in (t.obs, t.next_obs)
-    )
+    v, after = (np.asarray(CRITIC.apply(state.critic.params, NORM, obs)) for obs in (t.obs, t.next_obs))
     reward = np.asarray(t.reward) + 0.1 + 0.5 * success
     advantage = numpy_advantages(cfg, reward, v, after, terminated, np.asarray(t.truncated))
     np.testing.assert_allclose(metrics["value/loss"], (advantage**2).mean() / 2, rtol=1e-5)
@@ -256,7 +242,7 @@ def test_a_time_limit_that_ends_the_task_makes_values_smaller(time_limit, value)
     t = played(algorithm, state, jnp.zeros((T + 1, B, 2)), reward=jnp.ones((T, B)), truncated=cut)
     many = quick(lambda state: jax.lax.scan(lambda s, _: algorithm.update(s, t, KEY), state, None, 300))
     state, _ = many(state)
-    ours = chain_ppo.critic(CONFIG, GIVEN).apply(state.critic.params, NORM, seen(jnp.zeros((1, 2))))[0]
+    ours = CRITIC.apply(state.critic.params, NORM, seen(jnp.zeros((1, 2))))[0]
     np.testing.assert_allclose(ours, value, rtol=0.02)
 
 

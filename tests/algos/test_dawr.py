@@ -14,12 +14,12 @@ from core import chunk_policy, critics, loop, online, replay
 from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
-from core.dataset import identity_norm
 from core.evaluate import Evaluator
-from core.types import EnvSpec, Norm, Observation, Start, Transition
+from core.types import Start, Transition
 from envs.registry import Options
+from tests.algos import chunked
+from tests.algos.chunked import KEY, NORM, SPEC, same, seen
 
-SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
 NET = PolicyNet(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
 T, B, C = 2, 3, 6
 CONFIG = dawr.Config(
@@ -27,20 +27,16 @@ CONFIG = dawr.Config(
     buffer=C, replay_ratio=4.0, critic_period=2,
 )  # fmt: skip
 V = critics.of_states(CONFIG.critic)
-GIVEN, NORM, KEY = chunk_policy.policy(NET, SPEC), identity_norm(2, 2), jax.random.key(0)
+GIVEN = chunk_policy.policy(NET, SPEC)
 
 
 def rollout(seed: int) -> Transition:
     """Random, [T, B]; some steps end the task, some are cut."""
     rng = np.random.default_rng(seed)
-
-    def seen() -> Observation:
-        state, none = jnp.asarray(rng.normal(size=(T, B, 2)), jnp.float32), jnp.zeros((T, B))
-        return Observation(state, jnp.zeros((T, B, 0)), none, none.astype(jnp.int32))
-
     action, ends = jnp.asarray(rng.uniform(-1, 1, (T, B, 2, 2)), jnp.float32), rng.integers(0, 4, (T, B))
     reward = jnp.asarray(rng.normal(size=(T, B)), jnp.float32)
-    return Transition(seen(), action, reward, seen(), jnp.asarray(ends == 0), jnp.asarray(ends == 1))
+    now, after = (seen(rng.normal(size=(T, B, 2))) for _ in range(2))
+    return Transition(now, action, reward, after, jnp.asarray(ends == 0), jnp.asarray(ends == 1))
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +44,6 @@ def setting():
     """(algorithm, state before its first rollout, jitted update)."""
     algorithm = dawr.make(CONFIG, SPEC)
     return algorithm, jax.jit(lambda key: algorithm.init(key, Start(NORM, B)))(KEY), jax.jit(algorithm.update)
-
-
-def same(a, b) -> bool:
-    return all((x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @pytest.mark.parametrize("rollouts", [2, 5])  # the buffer holds three
@@ -126,21 +118,11 @@ def test_what_is_not_there_yet_is_not_learned_from(setting):
 
 
 def test_seeds_side_by_side_are_seeds_alone(setting):
-    algorithm, state, update = setting
-    t, keys = rollout(0), jax.random.split(jax.random.key(5), 2)
-    both = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    together, metrics = jax.jit(jax.vmap(algorithm.update, (0, None, 0)))(both, t, keys)
-    alone, own = update(state, t, keys[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-5), together, alone)
-    for name in own:
-        np.testing.assert_allclose(metrics[name][1], own[name], rtol=1e-3, atol=1e-5)
+    chunked.check_seeds(setting, rollout(0), rtol=1e-3)
 
 
 def test_it_starts_from_cloning_and_from_itself(setting):
-    norm = Norm(*(np.asarray(x, np.float32) for x in ([0.3, -0.2], [2.0, 3.0], [0.1, 0.0], [0.5, 0.8])))
-    cloning, (algorithm, state, update) = chain_bc.make(chain_bc.Config(net=NET), SPEC), setting
-    parent = jax.jit(cloning.init)(jax.random.key(3), Start(norm))
-    parent = parent._replace(ema=jax.tree.map(lambda x: 0.9 * x, parent.ema))
+    (cloning, parent), (algorithm, state, update) = chunked.cloned(NET), setting
     begun = jax.jit(lambda key: algorithm.init(key, Start(NORM, B, parent)))(KEY)
     obs = jax.tree.map(lambda x: x[0], rollout(0).obs)
     ours, theirs = (jax.jit(a.act_eval)(s, obs, (), KEY).action for a, s in ((algorithm, begun), (cloning, parent)))
@@ -202,6 +184,4 @@ def test_options_out_of_range_are_refused(change, named):
 
 def test_tasks_that_it_cannot_act_in_are_refused():
     assert "dawr" in algos.names()
-    for change, message in (({"goal_shape": (2,)}, "goals"), ({"obs_shape": (8, 8, 3)}, "images")):
-        with pytest.raises(ConfigError, match=message):
-            dawr.make(CONFIG, SPEC._replace(**change))
+    chunked.check_refused_tasks(dawr.make, CONFIG)

@@ -9,45 +9,28 @@ import pytest
 
 import algos
 from algos import chain_bc, dql
-from core import batches, chunk_policy, critics, dataset, loop, online, sampling
+from core import batches, chunk_policy, critics, online, sampling
 from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
-from core.dataset import identity_norm
-from core.types import EnvSpec, Norm, Observation, Start, Transition
+from core.types import Start
 from envs.toys import build
-from tests.conftest import match_arrays
+from tests.algos import chunked
+from tests.algos.chunked import KEY, NORM, SPEC, B, same, seen, transitions
 
-SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
 NET = PolicyNet(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
 CONFIG = dql.Config(
     net=NET, critic=Network((8,), "relu", False), discount=0.9, eta=0.7, reward_scale=0.1, actor_start=1, batch_size=6
 )
-GIVEN, Q, NORM = chunk_policy.policy(NET, SPEC), critics.of_chunks(CONFIG.critic), identity_norm(2, 2)
-B, KEY = 6, jax.random.key(0)
+GIVEN, Q = chunk_policy.policy(NET, SPEC), critics.of_chunks(CONFIG.critic)
 PLAYED = jax.jit(lambda params, state, noise: dql.played(params, state, noise, GIVEN, CONFIG))
 OUT = jax.jit(lambda params, state, x, t: GIVEN.denoise(params, state, x, t).out)
-
-
-def transitions(seed: int = 0) -> Transition:
-    rng = np.random.default_rng(seed)
-
-    def seen() -> Observation:
-        state, none = jnp.asarray(rng.normal(size=(B, 2)), jnp.float32), jnp.zeros(B)
-        return Observation(state, jnp.zeros((B, 0)), none, none.astype(jnp.int32))
-
-    action = jnp.asarray(rng.uniform(-1, 1, (B, 2, 2)), jnp.float32)
-    terminated, truncated = jnp.arange(B) % 3 == 0, jnp.arange(B) % 3 == 1
-    return Transition(seen(), action, jnp.arange(B) + 1.0, seen(), terminated, truncated)
 
 
 @pytest.fixture(scope="module")
 def setting():
     """(algorithm, state with targets apart from the critics and the actor's turn come, jitted update)."""
-    algorithm = dql.make(CONFIG, SPEC)
-    state = jax.jit(algorithm.init)(KEY, Start(NORM))
-    state = state._replace(critic_target=jax.tree.map(lambda x: x + 0.1, state.critic_target), step=jnp.int32(1))
-    return algorithm, state, jax.jit(algorithm.update)
+    return chunked.after_one_step(dql.make(CONFIG, SPEC))
 
 
 def q_by_hand(params, state, action) -> np.ndarray:
@@ -58,17 +41,13 @@ def q_by_hand(params, state, action) -> np.ndarray:
     return (np.einsum("ebj,ejk->ebk", hidden, two["kernel"]) + np.asarray(two["bias"])[:, None])[..., 0]
 
 
-def same(a, b) -> bool:
-    return all((x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
 def test_the_critics_equal_their_equations(setting):
     state, t, drawn = setting[1], transitions(), GIVEN.noises(jax.random.key(1), B, 3)
     chunk = PLAYED(state.actor.params, t.next_obs.state, drawn)
     value = q_by_hand(state.critic_target, t.next_obs.state, chunk).min(0)
     bootstrap = jax.jit(lambda *args: dql.bootstrap(*args, GIVEN, Q, CONFIG))
     for time_limit, over in (("bootstrap", t.terminated), ("terminate", t.terminated | t.truncated)):
-        batch = critics.to_batch(t, lambda obs: obs.state, lambda action: action, 0.1, time_limit)
+        batch = critics.to_batch(t, GIVEN, {}, NORM, 0.1, time_limit)
         y = 0.1 * np.asarray(t.reward) + 0.9 * (1 - np.asarray(over)) * value
         target = bootstrap(state.critic_target, state.actor.params, batch, drawn)
         np.testing.assert_allclose(target, y, rtol=1e-5)
@@ -123,28 +102,15 @@ def test_critics_and_actor_move_only_themselves(setting):
     assert not same(learning.critic.params, state.critic.params)
     assert np.isnan(quiet["actor/loss"])
     assert np.isfinite(metrics["actor/loss"])
-    jax.tree.map(
-        lambda t, old, q: np.testing.assert_allclose(t, 0.995 * old + 0.005 * q, rtol=1e-5, atol=1e-7),
-        learning.critic_target, state.critic_target, learning.critic.params,
-    )  # fmt: skip
+    chunked.check_targets(state, learning, 0.005)
 
 
 def test_seeds_side_by_side_are_seeds_alone(setting):
-    algorithm, state, update = setting
-    t, keys = transitions(), jax.random.split(jax.random.key(5), 2)
-    both = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    together, metrics = jax.jit(jax.vmap(algorithm.update, (0, None, 0)))(both, t, keys)
-    alone, own = update(state, t, keys[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-5), together, alone)
-    for name in own:
-        np.testing.assert_allclose(metrics[name][1], own[name], rtol=1e-4, atol=1e-5)
+    chunked.check_seeds(setting, transitions())
 
 
 def test_it_starts_from_cloning_and_from_itself(setting):
-    norm = Norm(*(np.asarray(x, np.float32) for x in ([0.3, -0.2], [2.0, 3.0], [0.1, 0.0], [0.5, 0.8])))
-    cloning, algorithm = chain_bc.make(chain_bc.Config(net=NET), SPEC), setting[0]
-    parent = jax.jit(cloning.init)(jax.random.key(3), Start(norm))
-    parent = parent._replace(ema=jax.tree.map(lambda x: 0.9 * x, parent.ema))
+    algorithm, (cloning, parent) = setting[0], chunked.cloned(NET)
     state, obs = jax.jit(algorithm.init)(KEY, Start(NORM, 1, parent)), transitions().obs
     ours, theirs = (jax.jit(a.act_eval)(s, obs, (), KEY).action for a, s in ((algorithm, state), (cloning, parent)))
     np.testing.assert_array_equal(ours, theirs)
@@ -161,8 +127,7 @@ def test_it_can_act_and_learn_online(setting):
 
 def test_it_finds_what_to_do_in_data_of_random_actions():
     """In toy/match with chunks of two the best value is 2 / (1 - 0.5), also before the time limit; noise costs some."""
-    arrays, env = match_arrays(400), build("match")
-    episodes = dataset.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "terminated", "length")))
+    episodes, env = chunked.match_episodes(400), build("match")
     config = dql.Config(
         net=dataclasses.replace(NET, hidden=(64, 64)), critic=Network((64, 64), "mish", False), batch_size=128,
         actor_lr=2e-3, critic_lr=2e-3, discount=0.5, tau=0.03, eta=20.0,
@@ -171,11 +136,9 @@ def test_it_finds_what_to_do_in_data_of_random_actions():
     whole = algorithm.eligible(episodes)
     assert whole.mean() == 0.9  # the last of ten steps begins no chunk of two
     data = batches.data(episodes, NORM, sampling.alias_table(whole))
-    run, metrics = jax.jit(loop.epoch(algorithm, 1_000))(loop.begin(algorithm, Start(NORM), (0,)), data)
+    learned, metrics = chunked.trained(algorithm, data, 1_000)
     state = np.random.default_rng(1).uniform(-0.9, 0.9, (200, 2)).astype(np.float32)
-    obs = Observation(state, np.zeros((200, 0)), np.zeros(200), np.zeros(200, np.int32))
-    learned = jax.tree.map(lambda x: x[0], run.algo)
-    action = jax.jit(algorithm.act_eval)(learned, obs, (), KEY).action
+    action = jax.jit(algorithm.act_eval)(learned, seen(state), (), KEY).action
     assert np.sqrt(np.square(action - env.target(state)[:, None]).mean()) < 0.1  # random actions: 0.7
     best = 2 * (1 - 2 * 0.1**2) / (1 - 0.5)  # with a std of 0.1 in two dimensions
     q = critics.of_chunks(config.critic).apply(learned.critic.params, state, action)
@@ -202,6 +165,4 @@ def test_options_out_of_range_are_refused(change, named):
 
 def test_tasks_that_it_cannot_act_in_are_refused():
     assert "dql" in algos.names()
-    for change, message in (({"goal_shape": (2,)}, "goals"), ({"obs_shape": (8, 8, 3)}, "images")):
-        with pytest.raises(ConfigError, match=message):
-            dql.make(CONFIG, SPEC._replace(**change))
+    chunked.check_refused_tasks(dql.make, CONFIG)

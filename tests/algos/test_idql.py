@@ -8,50 +8,29 @@ import numpy as np
 import pytest
 
 import algos
-from algos import chain_bc, idql
-from core import batches, chunk_policy, critics, dataset, loop, online
+from algos import idql
+from core import batches, chunk_policy, critics, online
 from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
-from core.dataset import identity_norm
-from core.types import EnvSpec, Norm, Observation, Start, Transition
+from core.types import Start
 from envs.toys import build
-from tests.conftest import match_arrays
+from tests.algos import chunked
+from tests.algos.chunked import KEY, NORM, SPEC, B, same, seen, transitions
 
-SPEC = EnvSpec("toy/match", (2,), 2, max_steps=10, chunk=2)
 NET = PolicyNet(family="diffusion", hidden=(16,), residual=False, time_dim=4, levels=3)
 CONFIG = idql.Config(
     net=NET, critic=Network((8,), "relu", False), discount=0.9, reward_scale=0.1, actor_start=1, batch_size=6,
     samples=4, explore_samples=3,
 )  # fmt: skip
 NETS = idql.Networks(critics.of_chunks(CONFIG.critic), critics.of_states(CONFIG.critic))
-GIVEN, NORM = chunk_policy.policy(NET, SPEC), identity_norm(2, 2)
-B, KEY = 6, jax.random.key(0)
-
-
-def transitions() -> Transition:
-    rng = np.random.default_rng(0)
-
-    def seen() -> Observation:
-        state, none = jnp.asarray(rng.normal(size=(B, 2)), jnp.float32), jnp.zeros(B)
-        return Observation(state, jnp.zeros((B, 0)), none, none.astype(jnp.int32))
-
-    action = jnp.asarray(rng.uniform(-1, 1, (B, 2, 2)), jnp.float32)
-    terminated, truncated = jnp.arange(B) % 3 == 0, jnp.arange(B) % 3 == 1
-    return Transition(seen(), action, jnp.arange(B) + 1.0, seen(), terminated, truncated)
+GIVEN = chunk_policy.policy(NET, SPEC)
 
 
 @pytest.fixture(scope="module")
 def setting():
     """(algorithm, state with targets apart from the critics and the actor's turn come, jitted update)."""
-    algorithm = idql.make(CONFIG, SPEC)
-    state = jax.jit(algorithm.init)(KEY, Start(NORM))
-    state = state._replace(critic_target=jax.tree.map(lambda x: x + 0.1, state.critic_target), step=jnp.int32(1))
-    return algorithm, state, jax.jit(algorithm.update)
-
-
-def same(a, b) -> bool:
-    return all((x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return chunked.after_one_step(idql.make(CONFIG, SPEC))
 
 
 def test_losses_equal_their_equations(setting):
@@ -68,10 +47,7 @@ def test_losses_equal_their_equations(setting):
     np.testing.assert_allclose(metrics["critic/target"], y.mean(), rtol=1e-5)
     error = np.asarray(NETS.q.apply(state.critic.params, t.obs.state, t.action)) - y
     np.testing.assert_allclose(metrics["critic/loss"], (error[0] ** 2).mean() + (error[1] ** 2).mean(), rtol=1e-5)
-    jax.tree.map(
-        lambda t, old, q: np.testing.assert_allclose(t, 0.999 * old + 0.001 * q, rtol=1e-5, atol=1e-7),
-        new.critic_target, state.critic_target, new.critic.params,
-    )  # fmt: skip
+    chunked.check_targets(state, new, 0.001)
 
 
 def test_values_and_actor_move_only_themselves(setting):
@@ -118,23 +94,12 @@ def test_judged_it_takes_the_best_proposal(setting):
 
 
 def test_seeds_side_by_side_are_seeds_alone(setting):
-    algorithm, state, update = setting
-    t, keys = transitions(), jax.random.split(jax.random.key(5), 2)
-    both = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    together, metrics = jax.jit(jax.vmap(algorithm.update, (0, None, 0)))(both, t, keys)
-    alone, own = update(state, t, keys[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-5), together, alone)
-    for name in own:
-        np.testing.assert_allclose(metrics[name][1], own[name], rtol=1e-4, atol=1e-5)
+    chunked.check_seeds(setting, transitions())
 
 
 def test_it_starts_from_cloning_and_from_itself(setting):
     """With one proposal it acts as the policy that it starts from."""
-    norm = Norm(*(np.asarray(x, np.float32) for x in ([0.3, -0.2], [2.0, 3.0], [0.1, 0.0], [0.5, 0.8])))
-    cloning = chain_bc.make(chain_bc.Config(net=NET), SPEC)
-    algorithm = idql.make(dataclasses.replace(CONFIG, samples=1), SPEC)
-    parent = jax.jit(cloning.init)(jax.random.key(3), Start(norm))
-    parent = parent._replace(ema=jax.tree.map(lambda x: 0.9 * x, parent.ema))
+    algorithm, (cloning, parent) = idql.make(dataclasses.replace(CONFIG, samples=1), SPEC), chunked.cloned(NET)
     state, obs = jax.jit(algorithm.init)(KEY, Start(NORM, 1, parent)), transitions().obs
     ours, theirs = (jax.jit(a.act_eval)(s, obs, (), KEY).action for a, s in ((algorithm, state), (cloning, parent)))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -156,20 +121,15 @@ def expectile(x: np.ndarray, kappa: float) -> np.ndarray:
 
 def test_values_are_expectiles_and_the_best_of_twenty_is_taken():
     """Without a discount, on uniformly random actions: V(s) is an expectile of the reward, known by sampling."""
-    arrays, env, rng = match_arrays(600), build("match"), np.random.default_rng(1)
-    episodes = dataset.from_lengths(*(arrays[k] for k in ("state", "action", "reward", "terminated", "length")))
+    episodes, env, rng = chunked.match_episodes(600), build("match"), np.random.default_rng(1)
     config = idql.Config(
         net=dataclasses.replace(NET, hidden=(64, 64), time_dim=8, levels=5), critic=Network((64, 64), "mish", False),
         batch_size=128, actor_lr=2e-3, critic_lr=2e-3, discount=0.0, tau=0.05,
     )  # fmt: skip
     algorithm = idql.make(config, env.spec)
     assert algorithm.eligible(episodes).all()  # no chunks
-    run, _ = jax.jit(loop.epoch(algorithm, 2_000))(
-        loop.begin(algorithm, Start(NORM), (0,)), batches.data(episodes, NORM)
-    )
+    learned, _ = chunked.trained(algorithm, batches.data(episodes, NORM), 2_000)
     state = rng.uniform(-0.9, 0.9, (200, 2)).astype(np.float32)
-    obs = Observation(state, np.zeros((200, 0)), np.zeros(200), np.zeros(200, np.int32))
-    learned = jax.tree.map(lambda x: x[0], run.algo)
 
     def reward(action):  # f[200, n, 2]
         return 1 - np.square(np.asarray(action) - np.asarray(env.target(state))[:, None]).sum(-1)
@@ -177,7 +137,7 @@ def test_values_are_expectiles_and_the_best_of_twenty_is_taken():
     value = critics.of_states(config.critic).apply(learned.value.params, state)
     wanted = expectile(reward(rng.uniform(-1, 1, (200, 4000, 2))), 0.8)
     assert np.sqrt(np.square(value - wanted).mean()) < 0.1
-    action = jax.jit(algorithm.act_eval)(learned, obs, (), KEY).action
+    action = jax.jit(algorithm.act_eval)(learned, seen(state), (), KEY).action
     best = reward(rng.uniform(-1, 1, (200, 20, 2))).max(1).mean()
     assert reward(action[:, None]).mean() == pytest.approx(best, abs=0.05)  # a random one: about 0
 
@@ -201,6 +161,4 @@ def test_options_out_of_range_are_refused(change, named):
 
 def test_tasks_that_it_cannot_act_in_are_refused():
     assert "idql" in algos.names()
-    for change, message in (({"goal_shape": (2,)}, "goals"), ({"obs_shape": (8, 8, 3)}, "images")):
-        with pytest.raises(ConfigError, match=message):
-            idql.make(CONFIG, SPEC._replace(**change))
+    chunked.check_refused_tasks(idql.make, CONFIG)

@@ -7,7 +7,7 @@ import pytest
 
 import envs
 from algos import ppo
-from core import loop, online
+from core import batches, loop, online
 from core.config import ConfigError
 from core.dataset import identity_norm
 from core.evaluate import Evaluator
@@ -69,7 +69,7 @@ def test_the_recorded_density_is_that_of_the_unclipped_action(setting):
 
 
 def test_every_epoch_uses_every_transition_once():
-    rows = ppo.minibatches(jax.random.key(0), T * B, CONFIG).reshape(CONFIG.epochs, -1)
+    rows = batches.minibatches(jax.random.key(0), T * B, CONFIG.batch_size, CONFIG.epochs).reshape(CONFIG.epochs, -1)
     assert (np.sort(rows, axis=1) == np.arange(T * B)).all()
     assert not np.array_equal(rows[0], rows[1])
 

@@ -12,7 +12,7 @@ from algos import chain_ppo
 from benchmarks import chains
 from benchmarks.chains import DPPO, R1, R4, S4, Sizes
 from benchmarks.contenders import PEERS, Peer, Seen
-from core import optim
+from core import batches, critics, optim
 from core.critics import Network
 from core.types import EnvSpec
 
@@ -52,7 +52,9 @@ def test_published_sizes():
 def test_an_epoch_takes_the_steps_that_it_is_divided_by(name, rows):
     one = made(name)
     levels = one.actor.levels
-    assert chain_ppo.minibatches(jax.random.key(0), 12 * levels, one.cfg).shape == (one.steps, 60) == (2, 60)
+    cfg, key = one.cfg, jax.random.key(0)
+    taken = batches.minibatches(key, 12 * levels, cfg.batch_size, cfg.epochs, cfg.duplicates)
+    assert taken.shape == (one.steps, 60) == (2, 60)
     assert one.rows == rows
 
 
@@ -99,7 +101,7 @@ def test_all_rows_at_tiny_sizes(monkeypatch):
 
 def ours(one, path, steps):
     """Losses (critic, actor) before each of some steps on all items at once, of what was exported."""
-    cfg, state, net = one.cfg, one.state, chain_ppo.critic(one.cfg, one.given)
+    cfg, state, net = one.cfg, one.state, critics.of_observations(one.cfg.critic, one.given)
     with np.load(path) as file:
         written = {name: jnp.asarray(file[name]) for name in ("log_prob", "advantage", "ret")}
     count, levels = written["log_prob"].shape

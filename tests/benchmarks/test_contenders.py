@@ -102,9 +102,10 @@ def test_time_inside_the_simulator_is_part_of_a_step():
     assert 0 < physics < whole
 
 
-def test_the_script_imports_nothing_of_ours():
+@pytest.mark.parametrize("name", ["peers.py", "peers_torch.py"])
+def test_the_script_imports_nothing_of_ours(name):
     """It runs where only its own environment is."""
-    assert not imported(contenders.HERE / "peers.py") & set(ALLOWED)
+    assert not imported(contenders.HERE / name) & set(ALLOWED)
 
 
 def test_the_peers_are_pinned_without_addresses():

@@ -15,7 +15,7 @@ import numpy as np
 
 from algos import chain_ppo, reinflow
 from algos.chain_ppo import Actor, Batch, Judged, State
-from core import chain, running
+from core import chain, critics, running
 from core.chain import Move, Step
 from core.chunk_policy import Denoising, Policy
 from core.config import choose
@@ -85,7 +85,7 @@ def check_losses(case: Case, setting: Setting, params: PyTree, batch: Batch, oth
     Args: others: quantities of `loss_out` beside those of our two losses.
     """
     cfg, state, actor = setting.cfg, setting.state, setting.actor
-    net, unclipped = chain_ppo.critic(cfg, setting.given), actor._replace(clip=lambda level: jnp.inf)
+    net, unclipped = critics.of_observations(cfg.critic, setting.given), actor._replace(clip=lambda level: jnp.inf)
     undefined = np.isnan(case.read("loss_out/total"))
 
     @jax.jit
