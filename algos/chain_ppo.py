@@ -11,7 +11,9 @@ by AdamW, apart for actor and critic, `epochs` times over the items in shuffled 
 does not fill one.  When a step's estimate of the KL divergence exceeds its limit, the iteration's later steps are left
 out.  Learning rates follow a schedule over iterations (calls of `update`).
 Beyond the official code (ReinFlow's and DPPO's): a time limit bootstraps with the value of the true successor; their
-rule, by which it ends the task, is `time_limit="terminate"`.
+rule, by which it ends the task, is `time_limit="terminate"`.  The return that scales rewards is discounted by gamma, as
+ReinFlow's is (DPPO's always by 0.99).  A minibatch goes through the networks in parts (`microbatch`), of which the
+gradients are averaged.
 Axes: T time, B environments, N = T * B chunks, J levels, H steps of a chunk, A action, K steps of a chain.
 """
 
@@ -43,6 +45,7 @@ HIGHEST = "highest"  # precision of products: with a GPU's default, acting and u
 @dataclass(frozen=True)
 class Config(algorithm.Config):
     batch_size: int = 50_000  # items of a minibatch
+    microbatch: int = 0  # items of it that the networks see at a time; 0: all, on a CPU about a thousand
     epochs: int = 5  # passes over the items
     duplicates: int = 1  # how often an epoch visits each item
     net: PolicyNet = field(default_factory=PolicyNet)
@@ -121,17 +124,22 @@ class Batch(NamedTuple):
     value: Array  # f32[b] V(s) at the rollout
 
 
-def actor_loss(
-    params: PyTree, state: State, batch: Batch, key: Key, actor: Actor, cfg: Config
-) -> tuple[Array, Metrics]:
-    """L_pi - entropy_weight * entropy + bc_weight * regulariser of one minibatch -> (f32[], metrics)."""
-    with jax.default_matmul_precision(HIGHEST):
-        judged = actor.judge(params, state, batch.obs, batch.chain, batch.level)
+def shaped(batch: Batch, actor: Actor, cfg: Config) -> Batch:
+    """A whole minibatch with A' in the place of A."""
     advantage = batch.advantage
     if cfg.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std(ddof=1) + 1e-8)
+    return batch._replace(advantage=actor.shape_advantage(advantage, batch.level))
+
+
+def actor_loss(
+    params: PyTree, state: State, batch: Batch, key: Key, actor: Actor, cfg: Config
+) -> tuple[Array, Metrics]:
+    """L_pi - entropy_weight * entropy + bc_weight * regulariser of `shaped` items -> (f32[], metrics)."""
+    with jax.default_matmul_precision(HIGHEST):
+        judged = actor.judge(params, state, batch.obs, batch.chain, batch.level)
     log_ratio = judged.log_prob - batch.log_prob
-    total, metrics = ppo_clip(log_ratio, actor.shape_advantage(advantage, batch.level), actor.clip(batch.level))
+    total, metrics = ppo_clip(log_ratio, batch.advantage, actor.clip(batch.level))
     entropy = judged.entropy.mean()
     metrics |= {"policy/loss": total, "policy/entropy": entropy, "policy/clamped": judged.clamped.mean()}
     total = total - cfg.entropy_weight * entropy
@@ -142,7 +150,7 @@ def actor_loss(
 
 
 def critic_loss(params: PyTree, norm: Norm, batch: Batch, net: Net, cfg: Config) -> tuple[Array, Metrics]:
-    """L_V of one minibatch, unweighted -> (f32[], metrics)."""
+    """L_V of items, unweighted -> (f32[], metrics)."""
     value = net.apply(params, norm, batch.obs)
     squared = jnp.square(value - batch.ret)
     if cfg.value_clip:
@@ -156,6 +164,14 @@ def rate(high: float, low: float, cfg: Config) -> optim.Schedule:
     return optim.warmup_cosine(low, high, cfg.lr_warmup, cfg.lr_cycle) if cfg.lr_cycle else lambda iteration: high
 
 
+def at_once(cfg: Config) -> int:
+    """Items of a minibatch that the networks see at a time."""
+    if cfg.microbatch or jax.default_backend() != "cpu":
+        return cfg.microbatch or cfg.batch_size
+    fitting = max(size for size in range(1, min(cfg.batch_size, 1_000) + 1) if cfg.batch_size % size == 0)
+    return fitting if fitting >= 100 else cfg.batch_size  # short of divisors
+
+
 def check(cfg: Config, given: Policy, actor: Actor) -> None:
     """Raises: ConfigError for options out of range; UnknownName."""
     require_choices(cfg)
@@ -166,6 +182,8 @@ def check(cfg: Config, given: Policy, actor: Actor) -> None:
         )
     if not 0 <= cfg.lam <= 1 or not 0 <= cfg.discount <= 1:
         raise ConfigError(f"lam {cfg.lam} and discount {cfg.discount} must lie in [0, 1]")
+    if cfg.microbatch < 0 or (cfg.microbatch and cfg.batch_size % cfg.microbatch):
+        raise ConfigError(f"microbatch {cfg.microbatch} must divide batch_size {cfg.batch_size}, or be 0")
     for name in ("value_weight", "value_clip", "entropy_weight", "bc_weight", "target_kl", "max_grad_norm", "augment"):
         if (value := getattr(cfg, name)) < 0:
             raise ConfigError(f"{name} {value} must be at least 0")
@@ -177,7 +195,7 @@ def check(cfg: Config, given: Policy, actor: Actor) -> None:
 def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
     """Raises: ConfigError for options out of range."""
     check(cfg, given, actor)
-    net, clip = critics.of_observations(cfg.critic, given), cfg.max_grad_norm
+    net, clip, size = critics.of_observations(cfg.critic, given), cfg.max_grad_norm, at_once(cfg)
     # AdamW's step is proportional to the learning rate, which `optim.apply` puts in
     actor_tx, critic_tx = (
         optim.adam(1.0, weight_decay=decay, max_norm=clip) for decay in (cfg.actor_decay, cfg.critic_decay)
@@ -229,15 +247,21 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
             row, level = rows // actor.levels, rows % actor.levels
             of_row = (obs, record.chain), (advantage, ret, value)
             (o, c), rest = jax.tree.map(lambda x: x[row], of_row)
-            batch = Batch(o, c, record.log_prob[row, level], level, *rest)
+            batch = shaped(Batch(o, c, record.log_prob[row, level], level, *rest), actor, cfg)
 
             def step(carry: tuple[Trained, Trained, Array]) -> tuple[PyTree, Metrics]:
                 trained, values, _ = carry
-                grads, metrics = jax.grad(critic_loss, has_aux=True)(values.params, state.norm, batch, net, cfg)
+
+                def of_critic(params: PyTree, batch: Batch, key: Key) -> tuple[Array, Metrics]:
+                    return critic_loss(params, state.norm, batch, net, cfg)
+
+                def of_actor(params: PyTree, batch: Batch, key: Key) -> tuple[Array, Metrics]:
+                    return actor_loss(params, state, batch, key, actor, cfg)
+
+                grads, metrics = optim.mean_grad(of_critic, values.params, batch, key, size)
                 grads = jax.tree.map(lambda g: cfg.value_weight * g, grads)
                 values = optim.apply(critic_tx, values, grads, lr)
-                given = state._replace(actor=trained)
-                grads, more = jax.grad(actor_loss, has_aux=True)(trained.params, given, batch, key, actor, cfg)
+                grads, more = optim.mean_grad(of_actor, trained.params, batch, key, size)
                 moved = optim.apply(actor_tx, trained, grads, lr_actor)
                 trained = jax.tree.map(lambda new, old: jnp.where(learns, new, old), moved, trained)
                 stop = more["policy/kl"] > cfg.target_kl if cfg.target_kl else jnp.bool_(False)

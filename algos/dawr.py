@@ -153,7 +153,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
                 f"{cfg.critic_period} updates: {size} steps times {cfg.replay_ratio} over batches of {cfg.batch_size} "
                 f"make {updates}; see --online.length, --config.buffer and --config.replay-ratio"
             )
-        keys, norm, kept = streams(key, "critic", "actor", "fit"), state.norm, replay.add(state.kept, t)
+        keys, norm = streams(key, "critic", "actor", "fit"), state.norm
+        kept = replay.add(replay.cut(state.kept, t.obs.step[0] == 0), t)  # new episodes may begin after a resume
         there = jnp.minimum(kept.added[0], cfg.buffer) * len(kept.added)
 
         def rows(key: Key, number: int) -> Array:

@@ -11,6 +11,7 @@ One step stands for a chunk: gamma is per chunk, r the chunk's sum.
 Values are those of ReinFlow's port (arXiv:2505.22094): alpha 3, lambda on, mu of 512 x 2 GELU without LayerNorm, and
 critics of 256 x 2 with one, whose GELU is ours.  The paper's networks are 512 x 4, its alpha is tuned for each task,
 and lambda is 1 unless asked for.  K = 10, tau, Adam 3e-4 and batches of 256 are the paper's.
+Online it learns from what it plays alone: the replay begins empty, also after a run on data.
 Until update `flow_acts` the flow acts in mu's place: from a parent's flow, online, mu would begin at random.
 Axes: B batch, S state, H steps of a chunk, A action, E critics, K steps of the flow.
 """

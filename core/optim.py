@@ -55,6 +55,35 @@ def step(
     return apply(tx, net, grads), metrics
 
 
+def mean_grad(
+    loss: Callable[[PyTree, PyTree, Any], tuple[Array, Metrics]], params: PyTree, rows: PyTree, key: Any, size: int
+) -> tuple[PyTree, Metrics]:
+    """(gradient, metrics) of `loss(params, rows, key) -> (f32[], metrics)`, all means over rows, `size` at a time.
+
+    As of all N rows at once, but for rounding and for keys, one for each part; what a part keeps for its gradient fits
+    into a cache or a memory where that of all does not.
+    Raises: ConfigError unless the size divides N.
+    """
+    total = jax.tree.leaves(rows)[0].shape[0]
+    if size < 1 or total % size:
+        raise ConfigError(f"{total} rows do not make parts of {size}")
+
+    def gradient(rows: PyTree, key: Any) -> tuple[PyTree, Metrics]:
+        return jax.grad(loss, has_aux=True)(params, rows, key)
+
+    if size == total:
+        return gradient(rows, key)
+    count = total // size
+    parts = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), rows), jax.random.split(key, count)
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], parts))
+
+    def add(sums: PyTree, part: tuple[PyTree, Any]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, sums, gradient(*part)), None
+
+    sums, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return jax.tree.map(lambda x: x / count, sums)
+
+
 def polyak(target: PyTree, online: PyTree, tau: float | Array) -> PyTree:
     """tau * online + (1 - tau) * target, leaf by leaf."""
     return jax.tree.map(lambda t, o: tau * o + (1 - tau) * t, target, online)

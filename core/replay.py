@@ -55,12 +55,12 @@ def add(replay: Replay, rollout: Transition) -> Replay:
     return Replay(kept, replay.added + length)
 
 
-def cut(replay: Replay) -> Replay:
-    """End the episodes under way: what is added next does not continue them."""
+def cut(replay: Replay, where: Array | bool = True) -> Replay:
+    """End the episodes under way, all or where bool[B]: what is added next does not continue them."""
     steps, num_envs = _shape(replay)
     newest = (replay.added[0] - 1) % steps * num_envs + jnp.arange(num_envs)
     t = replay.transition
-    truncated = t.truncated.at[newest].set(~t.terminated[newest])
+    truncated = t.truncated.at[newest].set(t.truncated[newest] | (where & ~t.terminated[newest]))
     return replay._replace(transition=t._replace(truncated=truncated))
 
 

@@ -9,7 +9,7 @@ import algos
 from core.config import ConfigError
 from core.metrics import Lines
 from core.types import RunState
-from experiments import options, runs
+from experiments import options, parents, runs
 from experiments.job import Job
 
 
@@ -25,6 +25,8 @@ def checkpoint(
         raise ConfigError(f"--best and --checkpoint {step} both choose a checkpoint; leave one of them out")
     run = runs.load(folder)
     job = Job(_denoising(run, denoising_steps) if denoising_steps else run)
+    if denoising_steps and job.template != parents.template(run, job.spec):
+        raise ConfigError(f"--denoising-steps {denoising_steps}: the parameters of {folder} are of its own steps only")
     if best:
         step = job.checkpoints.best()
         if step is None:

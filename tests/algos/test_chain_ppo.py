@@ -14,7 +14,7 @@ from core.chunk_policy import PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.types import EnvSpec, Start, Transition
-from tests.algos.chunked import KEY, NORM, quick, seen
+from tests.algos.chunked import KEY, NORM, close, quick, seen
 
 SPEC = EnvSpec("toy", (2,), 2)
 NET = PolicyNet("reflow", hidden=(4,), residual=False, time_dim=4)
@@ -59,6 +59,7 @@ def begun(algorithm):
 def sloped(state, batch, actor=None, cfg=CONFIG):
     """((loss, metrics), gradients) of the actor."""
     actor = actor or gaussians()
+    batch = chain_ppo.shaped(batch, actor, cfg)
     loss = lambda params: chain_ppo.actor_loss(params, state, batch, KEY, actor, cfg)  # noqa: E731
     return quick(jax.value_and_grad(loss, has_aux=True))(state.actor.params)
 
@@ -181,6 +182,23 @@ def test_an_update_moves_what_it_should(setting):
     assert t.extras.log_prob.shape == (T, B, J)
 
 
+def test_a_minibatch_in_parts_gives_the_same_update(setting):
+    """Advantages are standardised and shaped over the whole minibatch."""
+    _, state, t, _ = setting
+    options = {"bc_weight": 0.1, "entropy_weight": 0.01, "value_clip": 0.1}
+    centred = gaussians(shape_advantage=lambda a, level: a - jnp.median(a))
+    whole, parts = (
+        quick(made(centred, microbatch=size, **options).update)(state, t, KEY) for size in (CONFIG.batch_size, 4)
+    )
+    close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(24, 24), (50_000, 1_000), (1_250, 625), (1_999, 1_999)])
+def test_on_a_cpu_about_a_thousand_items_are_taken_at_once(batch, size):
+    assert chain_ppo.at_once(replace(CONFIG, batch_size=batch)) == size
+    assert chain_ppo.at_once(replace(CONFIG, batch_size=batch, microbatch=batch)) == batch
+
+
 def changed(one, two):
     return [not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)]
 
@@ -223,11 +241,13 @@ def test_the_first_value_loss_is_that_of_the_advantages(setting, time_limit):
     algorithm, rng = chain_ppo.make(cfg, SPEC, GIVEN, gaussians()), np.random.default_rng(2)
     terminated, truncated, success = rng.random((3, T, B)) < 0.2
     t = played(algorithm, state, terminated=jnp.asarray(terminated), truncated=jnp.asarray(truncated & ~terminated))
-    t = t._replace(success=jnp.asarray(success, jnp.float32))
+    executed = rng.integers(1, 4, (T, B))  # steps of each chunk
+    after = t.next_obs._replace(step=t.obs.step + executed)
+    t = t._replace(success=jnp.asarray(success, jnp.float32), next_obs=after)
     new, metrics = quick(algorithm.update)(state, t, KEY)
     assert new.rewards.seen.count == state.rewards.seen.count  # what is not scaled is not measured
     v, after = (np.asarray(CRITIC.apply(state.critic.params, NORM, obs)) for obs in (t.obs, t.next_obs))
-    reward = np.asarray(t.reward) + 0.1 + 0.5 * success
+    reward = np.asarray(t.reward) + 0.1 * executed + 0.5 * success
     advantage = numpy_advantages(cfg, reward, v, after, terminated, np.asarray(t.truncated))
     np.testing.assert_allclose(metrics["value/loss"], (advantage**2).mean() / 2, rtol=1e-5)
 
@@ -286,6 +306,7 @@ def test_what_cannot_be_is_refused(setting):
         {"lam": 1.1},
         {"discount": 2.0},
         {"bc_weight": -1.0},
+        {"microbatch": 5},
     ):
         with pytest.raises(ConfigError, match=next(iter(options))):
             made(**options)

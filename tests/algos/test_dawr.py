@@ -90,6 +90,18 @@ def test_weights_and_losses_equal_their_equations(setting):
     np.testing.assert_allclose(value, np.square(V.apply(state.critic.params, s) - advantage).mean(), rtol=1e-5)
 
 
+def test_a_rollout_that_begins_anew_does_not_continue_what_is_kept(setting):
+    """As after a resume in which the environments could not be put where they were; slot 1 goes on."""
+    _, state, update = setting
+    never, going = jnp.zeros((T, B), bool), jnp.asarray([0, 5, 0])
+    first, second = (rollout(seed)._replace(terminated=never, truncated=never) for seed in (0, 1))
+    kept = update(state, first, KEY)[0]
+    step = jnp.arange(T)[:, None] + going
+    kept = update(kept, second._replace(obs=second.obs._replace(step=step)), KEY)[0].kept
+    np.testing.assert_array_equal(kept.transition.truncated.reshape(C, B)[T - 1], going == 0)
+    assert kept.transition.truncated[: 2 * T * B].sum() == 2
+
+
 def adam_steps(net) -> int:
     states = jax.tree.leaves(net.opt, is_leaf=lambda x: hasattr(x, "mu"))
     return int(next(x.count for x in states if hasattr(x, "mu")))

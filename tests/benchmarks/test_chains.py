@@ -110,6 +110,7 @@ def ours(one, path, steps):
     obs, chain = jax.tree.map(flat, one.rollout.obs), flat(one.rollout.extras.chain)
     advantage, ret = written["advantage"][row], written["ret"][row]
     batch = chain_ppo.Batch(obs, chain, written["log_prob"][row, level], level, advantage, ret, ret)
+    batch = chain_ppo.shaped(batch, one.actor, cfg)
     actor_tx, critic_tx = (optim.adam(1.0, weight_decay=decay) for decay in (cfg.actor_decay, cfg.critic_decay))
     lr = {name: chain_ppo.rate(getattr(cfg, f"{name}_lr"), getattr(cfg, f"{name}_lr_min"), cfg)(state.iteration)
           for name in ("actor", "critic")}  # fmt: skip

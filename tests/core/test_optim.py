@@ -29,6 +29,35 @@ def test_step_differentiates_the_first_argument_only():
     assert metrics["loss"] == 11
 
 
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_a_gradient_in_parts_is_that_of_all(size):
+    def loss(params, rows, key):
+        x, nothing = rows
+        value = jnp.square(x @ params["w"]).mean() + 0 * nothing.sum()
+        return value, {"loss": value, "mean": x.mean()}
+
+    params, x = {"w": jnp.array([1.0, -2.0])}, jnp.arange(12.0).reshape(6, 2)
+    rows, key = (x, jnp.zeros((6, 0))), jax.random.key(0)
+    grads, metrics = jax.jit(lambda params: optim.mean_grad(loss, params, rows, key, size))(params)
+    wanted, same = jax.grad(loss, has_aux=True)(params, rows, key)
+    np.testing.assert_allclose(grads["w"], wanted["w"], rtol=1e-6)
+    np.testing.assert_allclose(list(metrics.values()), list(same.values()), rtol=1e-6)
+
+
+def test_parts_of_a_gradient_draw_apart():
+    def loss(params, rows, key):
+        return (params * jax.random.normal(key) * rows).mean(), {}
+
+    grads, _ = optim.mean_grad(loss, jnp.ones(()), jnp.ones(4), jax.random.key(0), 2)
+    draws = jax.vmap(jax.random.normal)(jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_allclose(grads, draws.mean(), rtol=1e-6)
+
+
+def test_parts_that_do_not_fill_are_refused():
+    with pytest.raises(ConfigError, match="6 rows do not make parts of 4"):
+        optim.mean_grad(lambda params, rows, key: (params.sum(), {}), jnp.ones(2), jnp.ones(6), jax.random.key(0), 4)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adamw_by_hand(decay):
     rng, lr, b1, b2, eps = np.random.default_rng(0), 0.01, 0.8, 0.99, 1e-5

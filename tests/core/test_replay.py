@@ -75,6 +75,14 @@ def test_a_dataset_gives_the_same_n_step_transitions():
     np.testing.assert_allclose(t.action[:, 0], state[:5, 0] / 100)
 
 
+@pytest.mark.parametrize(("where", "ended"), [(True, [True, True]), (np.array([False, True]), [False, True])])
+def test_a_cut_ends_the_newest_steps(ring, where, ended):
+    t = replay.cut(ring, where).transition
+    newest = np.floor(t.obs.state[:, 0]) == 8
+    assert t.truncated[newest].tolist() == ended
+    np.testing.assert_array_equal(t.truncated[~newest], ring.transition.truncated[~newest])
+
+
 def test_a_ring_that_cannot_hold_a_rollout_is_refused(ring):
     with pytest.raises(ConfigError, match="cannot hold 3 steps of 2"):
         replay.empty(SPEC, B, T, 5)

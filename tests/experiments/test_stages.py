@@ -263,7 +263,7 @@ def test_a_chain_is_cloned_then_tuned(match_file, tmp_path, capsys):
     net = ("--config.net.hidden", "8", "--config.denoising.steps", "2", "--env.chunk", "2")
     cloned = trained("chain_bc", "run", "--data.path", match_file, *net, steps=32)
     tune = ["--from", cloned, "--online.envs", "4", "--online.length", "4", "--config.denoising.steps", "2",
-            "--config.critic.hidden", "8", "--config.epochs", "2"]  # fmt: skip
+            "--config.critic.hidden", "8", "--config.epochs", "2", "--config.noise-input", "step"]  # fmt: skip
     straight = trained("reinflow", "straight", *tune, steps=64)
     folder = trained("reinflow", "run", *tune, steps=32)
     chosen = runs.load(folder).train
@@ -273,6 +273,12 @@ def test_a_chain_is_cloned_then_tuned(match_file, tmp_path, capsys):
     assert "has chunk 5, not 2" in capsys.readouterr().err
     assert main(command("reinflow", tmp_path, *tune, "--config.net.time-dim", "8", name="other")) == 2
     assert "come --config.net.time-dim 16" in capsys.readouterr().err
+
+    fewer = ("--denoising-steps", "1", "--episodes", "2", "--envs", "2")
+    assert main(["eval", str(cloned), *fewer]) == 0
+    assert json.loads((cloned / "eval_fresh.jsonl").read_text())["denoising_steps"] == 1
+    assert main(["eval", str(folder), *fewer]) == 2  # the noise of each step is in a table
+    assert "of its own steps only" in capsys.readouterr().err
 
     shutil.rmtree(cloned)
     assert main(["resume", str(folder), "--steps", "64"]) == 0

@@ -86,7 +86,7 @@ def check_losses(case: Case, setting: Setting, params: PyTree, batch: Batch, oth
     """
     cfg, state, actor = setting.cfg, setting.state, setting.actor
     net, unclipped = critics.of_observations(cfg.critic, setting.given), actor._replace(clip=lambda level: jnp.inf)
-    undefined = np.isnan(case.read("loss_out/total"))
+    undefined, batch = np.isnan(case.read("loss_out/total")), chain_ppo.shaped(batch, actor, cfg)
 
     @jax.jit
     def outcome(params: PyTree, critic: PyTree) -> tuple[PyTree, ...]:
