@@ -7,6 +7,7 @@ their start (those begun by --from), beside what `experiments/published/reinflow
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.config import ConfigError
 from core.metrics import read_lines
-from experiments import runs
+from experiments import results, runs
 from experiments.statistics import stratified
 
 PUBLISHED = Path(__file__).parent / "published" / "reinflow.csv"
+LEVEL = 0.95  # of DPPO's end: where equal returns are compared
 SLIP = ("ant-v2", "ReinFlow-S")  # its cell in the authors' sheet repeats ReinFlow-R's
 
 
@@ -65,9 +68,17 @@ class Measured(NamedTuple):
     task: str
     preset: str
     metric: str
-    start: np.ndarray  # f64[seeds]
-    end: np.ndarray
+    values: np.ndarray  # f64[seeds, evaluations] of the metric, the start's first
+    spent: np.ndarray  # f64[evaluations] seconds of training until each
     seconds: float  # per 10,000 environment steps of each seed, median over epochs
+
+    @property
+    def start(self) -> np.ndarray:
+        return self.values[:, 0]
+
+    @property
+    def end(self) -> np.ndarray:
+        return self.values[:, -1]
 
     def change(self, seeds: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Of the means over seeds i64[..., n]: net growth of a return, gain in success, f64[...]."""
@@ -77,6 +88,11 @@ class Measured(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """95 % percentile bootstrap over seeds; NaN for one."""
         return stratified([range(len(self.start))], lambda redrawn: self.change(redrawn.astype(int)))
+
+    def seconds_to(self, level: float) -> float:
+        """Seconds of training until an evaluation's mean over seeds is at least so high; NaN where none is."""
+        there = self.values.mean(axis=0) >= level
+        return float(self.spent[there.argmax()]) if there.any() else math.nan
 
 
 def measured(folder: Path) -> Measured | None:
@@ -90,10 +106,12 @@ def measured(folder: Path) -> Measured | None:
     sound = [rows for rows in by_seed.values() if not rows[-1][2]]
     if not sound or any((rows[0][0], rows[-1][0]) != (0, run.train.steps) for rows in sound):
         return None
-    start, end = (np.array([rows[at][1] for rows in sound]) for at in (0, -1))
+    values, spent = np.array([[row[1] for row in rows] for rows in sound]), results.seconds(folder)
     rates = [row["time/steps_per_second"] for row in read_lines(folder / "metrics.jsonl")]
-    seconds = float(10_000 / np.median(rates))
-    return Measured(folder.name, run.algo, run.task, run.train.preset, metric, start, end, seconds)
+    spent = np.array([spent.get(row[0], math.nan) for row in sound[0]])
+    return Measured(
+        folder.name, run.algo, run.task, run.train.preset, metric, values, spent, float(10_000 / np.median(rates))
+    )
 
 
 def _published_table() -> list[str]:
@@ -107,27 +125,37 @@ def _published_table() -> list[str]:
 
 def _our_table(rows: list[Measured]) -> list[str]:
     lines = [
-        "| ours | task | preset | seeds | start | end | change | 95 % interval | s per 10,000 steps | against DPPO |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| ours | task | preset | seeds | start | end | change | 95 % interval | s per 10,000 steps | over DPPO's | "
+        f"s to {LEVEL:.0%} of DPPO's end | over DPPO's |",
+        f"|{' --- |' * 12}",
     ]
     # with equal numbers of seeds, which share a program
-    dppo = {(row.task, row.preset, len(row.start)): row.seconds for row in rows if row.algo == "dppo"}
+    dppo = {(row.task, row.preset, len(row.start)): row for row in rows if row.algo == "dppo"}
     for row in rows:
         unit, digits = (" points", "{:.2f}") if row.metric == "success" else (" %", "{:,.0f}")
         start, end = (digits.format(x.mean()) for x in (row.start, row.end))
         low, high = (100 * bound for bound in row.interval())
         other = dppo.get((row.task, row.preset, len(row.start)))
-        against = f"{row.seconds / other:.2f}x" if other else "-"
+        costs = ["-"] * 3
+        if other:
+            ours, theirs = (one.seconds_to(LEVEL * other.end.mean()) for one in (row, other))
+            reached = ["not reached", "-"] if math.isnan(ours) else [f"{ours:.0f}", f"{ours / theirs:.2f}x"]
+            costs = [f"{row.seconds / other.seconds:.2f}x", *reached]
         lines.append(
             f"| {row.algo} {row.name} | {row.task} | {row.preset} | {len(row.start)} | {start} | {end} | "
-            f"{100 * row.change():+.1f}{unit} | {low:+.1f} to {high:+.1f} | {row.seconds:.2f} | {against} |"
+            f"{100 * row.change():+.1f}{unit} | {low:+.1f} to {high:+.1f} | {row.seconds:.2f} | {' | '.join(costs)} |"
         )
     return lines
 
 
 def main(folders: list[str]) -> None:
-    found = {folder for root in folders for folder in runs.find(Path(root))}
-    rows = [row for row in map(measured, sorted(found)) if row]
+    rows = []
+    for folder in sorted({folder for root in folders for folder in runs.find(Path(root))}):
+        try:
+            rows.append(measured(folder))
+        except ConfigError as error:
+            print(f"left out: {folder}: {error}", file=sys.stderr)
+    rows = [row for row in rows if row]
     print("\n".join([*_published_table(), "", *_our_table(rows)]))
 
 

@@ -244,6 +244,7 @@ def plot(
     runs: Positional[tuple[Path, ...]] = (Path("runs"),),
     out: Path = Path("curves.png"),
     metric: Literal["return", "success", "score"] = "return",
+    against: Literal["steps", "seconds"] = "steps",
 ) -> None:
     """Learning curves over seeds: a panel per task, a line per algorithm and configuration with its 95 % interval.
 
@@ -251,10 +252,12 @@ def plot(
         runs: run folders, or folders that hold some.
         out: the picture, by its ending: .png, .pdf or .svg; what it shows is written beside it as .csv.
         metric: which number; score is the return normalised as in D4RL, where a task has the constants.
+        against: steps, or seconds of training of the program that all seeds of a run share, compiling and evaluations
+            left out.
     """
     from experiments.plots import curve
 
-    curve(list(runs), out, out.with_suffix(".csv"), metric)
+    curve(list(runs), out, out.with_suffix(".csv"), metric, against=against)
     print(f"{out}  {out.with_suffix('.csv')}")
 
 

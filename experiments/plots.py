@@ -7,7 +7,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -25,17 +25,19 @@ LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "savefig.bbox": "tight", "pdf.fonttype": 42}
 AXIS = {"return": "return", "success": "success rate", "score": "normalised score"}
 PICTURES = (".png", ".pdf", ".svg")
-COLUMNS = ("algo", "task", "run", "step", "seed", "return", "success", "length", "episodes")  # of a curve's CSV
+COLUMNS = ("algo", "task", "run", "step", "seconds", "seed", "return", "success", "length", "episodes")  # of the CSV
+Against = Literal["steps", "seconds"]
 
 
-def _together(seeds: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [n] and values [seeds, n], as far as all seeds have got."""
-    shortest = min(len(steps) for steps, _ in seeds)
-    return np.array(seeds[0][0][:shortest]), np.array([values[:shortest] for _, values in seeds], float)
+def _together(seeds: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps or seconds [n], a mean over seeds, and values [seeds, n], as far as all seeds have got."""
+    shortest = min(len(at) for at, _ in seeds)
+    at, values = (np.array([one[:shortest] for one in part], float) for part in zip(*seeds, strict=True))
+    return at.mean(0), values
 
 
-def _dress(axes: plt.Axes, metric: str, title: str) -> None:
-    axes.set(title=title, xlabel="steps", ylabel=AXIS[metric])
+def _dress(axes: plt.Axes, metric: str, title: str, against: Against) -> None:
+    axes.set(title=title, xlabel={"steps": "steps", "seconds": "seconds of training"}[against], ylabel=AXIS[metric])
     if metric == "success":
         axes.set_ylim(-0.03, 1.03)
     axes.xaxis.set_major_formatter(_steps)
@@ -54,6 +56,7 @@ def curve(
     out_csv: Path,
     metric: Metric = "return",
     level: tuple[str, float] | None = None,
+    against: Against = "steps",
 ) -> None:
     """Learning curves of all runs in and below the folders: a panel per task, a line per algorithm and configuration.
 
@@ -66,6 +69,7 @@ def curve(
         out: the picture; its ending is one of PICTURES.
         out_csv: every evaluation that is drawn, one row per step and seed: COLUMNS, and the metric beside them.
         level: name and height of a horizontal line in every panel.
+        against: seconds are those of the whole program, all its seeds, without compiling and evaluations.
     Raises: ConfigError when there is nothing to draw.
     """
     if out.suffix not in PICTURES:
@@ -94,10 +98,10 @@ def curve(
             for group in members:
                 look = _look(algos.index(group.algo), seen[group.algo], len(algos))
                 seen[group.algo] += 1
-                _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, look)
+                _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, look, against)
             if level:
                 axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
-            _dress(axes, metric, task)
+            _dress(axes, metric, task, against)
         for axes in panels.flat[len(by_task) :]:
             axes.remove()
         for path in (out, out_csv):
@@ -122,15 +126,17 @@ def _look(algo: int, configuration: int, algos: int) -> dict[str, Any]:
     }
 
 
-def _line(axes: plt.Axes, group: Group, metric: Metric, label: str, look: dict[str, Any]) -> None:
-    sound = _sound(group)
-    steps, values = _together([([row["step"] for row in c.rows], group.values(c, metric)) for c in sound])
+def _line(
+    axes: plt.Axes, group: Group, metric: Metric, label: str, look: dict[str, Any], against: Against = "steps"
+) -> None:
+    sound, at = _sound(group), {"steps": "step", "seconds": "seconds"}[against]
+    x, values = _together([([row[at] for row in c.rows], group.values(c, metric)) for c in sound])
     count = len(sound) if len(sound) == len(group.curves) else f"{len(sound)}/{len(group.curves)}"
     seeds = f"{count} seed{'' if count == 1 else 's'}"
-    axes.plot(steps, values.mean(0), **look, markersize=2.5, linewidth=1.4, label=f"{label} ({seeds})")
+    axes.plot(x, values.mean(0), **look, markersize=2.5, linewidth=1.4, label=f"{label} ({seeds})")
     if len(sound) > 1:
         low, high = np.transpose([stratified([column], mean) for column in values.T])
-        axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def _write(out: Path, drawn: list[Group], metric: Metric) -> None:

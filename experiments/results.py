@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ class Curve(NamedTuple):
     """The evaluations of one seed, in the order of their steps; those after it failed are left out."""
 
     run: str  # its name
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  # as in eval.jsonl, and seconds, see `seconds`
     failed: bool  # by its last evaluation
     done: bool  # it has reached the last step, and did not fail
 
@@ -105,14 +106,25 @@ def _name(run: runs.Run) -> tuple[str, str, str]:
     return run.algo, run.task, run.folder.name
 
 
+def seconds(folder: Path) -> dict[int, float]:
+    """By step, how long a run had trained until then, all seeds of its program: without compiling and evaluations."""
+    spent, last = {0: 0.0}, 0
+    for row in read_lines(folder / "metrics.jsonl"):
+        if (step := row["step"]) > last:
+            spent[step] = spent[last] + (step - last) / row["time/steps_per_second"]
+            last = step
+    return spent
+
+
 def _curves(members: list[runs.Run], names: Counter[tuple[str, str, str]]) -> dict[int, Curve]:
     """By seed; a run is called by its folder's name, by all of its path where that is ambiguous."""
     curves: dict[int, Curve] = {}
     for run in members:
         name = str(run.folder) if names[_name(run)] > 1 else run.folder.name
         rows = defaultdict(list)
+        spent = seconds(run.folder)
         for row in read_lines(run.folder / "eval.jsonl"):
-            rows[row["seed"]].append(row)
+            rows[row["seed"]].append({**row, "seconds": spent.get(row["step"], math.nan)})
         for seed in run.train.seeds:
             mine = rows[seed]
             failed = bool(mine) and mine[-1]["failed"]

@@ -1,6 +1,7 @@
 """The abstract's figures come out of the authors' numbers, slip included; ours out of run folders."""
 
 import json
+import math
 
 import pytest
 
@@ -25,7 +26,9 @@ def made(folder, task, values, metric):
     runs.create(runs.Run(folder, "reinflow", task, chosen), {})
     rows = [{"step": step, "seed": seed, metric: value, "failed": False} for (step, seed), value in values.items()]
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rates = [{"step": i, "seed": 0, "time/steps_per_second": rate} for i, rate in enumerate((1_000, 5_000, 2_000))]
+    rates = [
+        {"step": i, "seed": 0, "time/steps_per_second": rate} for i, rate in ((0, 1_000), (50, 5_000), (END, 2_000))
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
     return claims.measured(folder)
 
@@ -39,6 +42,8 @@ def test_our_runs(tmp_path):
     row = made(tmp_path / "window", "metaworld/window-open", {(0, 0): 0.25, (END, 0): 1.0}, "success")
     assert row.change() == pytest.approx(0.75)
     assert made(tmp_path / "scratch", "mujoco/hopper-v5", {(END, 0): 1.0}, "return") is None
+    assert row.seconds_to(0.9) == pytest.approx(50 / 5_000 + (END - 50) / 2_000)
+    assert math.isnan(row.seconds_to(1.1))
     assert made(tmp_path / "unfinished", "mujoco/hopper-v5", {(0, 0): 1.0, (50, 0): 1.0}, "return") is None
 
 
@@ -46,7 +51,10 @@ def test_the_page(tmp_path, capsys):
     made(
         tmp_path / "hopper", "mujoco/hopper-v5", {(0, 0): 1000, (0, 1): 2000, (END, 0): 2000, (END, 1): 2000}, "return"
     )
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
     claims.main([str(tmp_path)])
-    out = capsys.readouterr().out
+    out, said = capsys.readouterr()
+    assert f"left out: {tmp_path / 'broken'}" in said
     assert "135.36%" in out
     assert "| reinflow hopper | mujoco/hopper-v5 | cpu | 2 | 1,500 | 2,000 | +33.3 % |" in out

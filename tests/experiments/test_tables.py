@@ -195,6 +195,22 @@ def test_curves_are_written_and_drawn(tmp_path):
     assert list(rows[0]) == list(plots.COLUMNS)
 
 
+def test_curves_against_the_time_of_training(tmp_path, monkeypatch):
+    """Two runs of one method, one at 2 steps a second and one at 4 and then 1: the mean over their seeds."""
+    for number, rates in enumerate([(2, 2, 2), (4, 1, 1)]):
+        folder = made(tmp_path, "toy/match", FIVE[:1] + number, f"run{number}", seeds=(number,))
+        rows = [{"step": step, "seed": number, "time/steps_per_second": rate}
+                for step, rate in zip(STEPS, rates, strict=True)]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure, close = drawn(monkeypatch, tmp_path, against="seconds")
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [(5 + 2.5) / 2, (10 + 12.5) / 2, (15 + 22.5) / 2])
+    assert axes.get_xlabel() == "seconds of training"
+    close()
+    written = csv.DictReader((tmp_path / "c.csv").open())
+    assert [float(row["seconds"]) for row in written] == [5, 10, 15, 2.5, 12.5, 22.5]
+
+
 def test_a_level_is_drawn_in_every_panel(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
@@ -226,13 +242,13 @@ def test_the_band_is_the_interval_of_the_mean_and_ends_where_a_seed_does(tmp_pat
     plt.close(figure)
 
 
-def drawn(monkeypatch, tmp_path):
+def drawn(monkeypatch, tmp_path, **options):
     """The figure of all runs below a folder, and what closes it."""
     import matplotlib.pyplot as plt
 
     with monkeypatch.context() as patch:
         patch.setattr(plt, "close", lambda figure: None)
-        plots.curve([tmp_path], tmp_path / "c.png", tmp_path / "c.csv")
+        plots.curve([tmp_path], tmp_path / "c.png", tmp_path / "c.csv", **options)
     return plt.gcf(), lambda: plt.close("all")
 
 
