@@ -53,9 +53,9 @@ class Config(algorithm.Config):
     denoising: Denoising = field(default_factory=Denoising)
     augment: int = 0  # images are shifted at random by up to this many pixels; 0: not
     lr: float = 1e-3
-    lr_min: float = 1e-4  # at the beginning and end of a cycle
-    lr_warmup: int = 0  # updates from lr_min to lr
+    lr_min: float = 1e-4  # at the end of a cycle, and where it warms up at its beginning
     lr_cycle: int = 0  # updates of a cosine cycle; 0: constant
+    lr_warmup: int = 0  # of those, from lr_min to lr
     weight_decay: float = 1e-6
     ema_rate: float = 0.995  # per blending
     ema_every: int = 10  # updates between blendings

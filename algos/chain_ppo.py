@@ -59,11 +59,11 @@ class Config(algorithm.Config):
     entropy_weight: float = 0.0
     bc_weight: float = 0.0  # of the regulariser towards the policy that fine-tuning starts from
     actor_lr: float = 1e-4
-    actor_lr_min: float = 0.0  # at the beginning and end of a cycle
+    actor_lr_min: float = 0.0  # at the end of a cycle, and where it warms up at its beginning
     critic_lr: float = 1e-3
     critic_lr_min: float = 0.0
-    lr_warmup: int = 0  # iterations from the least to the full rate
     lr_cycle: int = 0  # iterations of a cosine cycle; 0: constant rates
+    lr_warmup: int = 0  # of those, from the least to the full rate
     actor_decay: float = 0.0  # of AdamW
     critic_decay: float = 0.0
     max_grad_norm: float = 0.0  # 0: not clipped
@@ -122,6 +122,18 @@ class Batch(NamedTuple):
     advantage: Array  # f32[b]
     ret: Array  # f32[b] R
     value: Array  # f32[b] V(s) at the rollout
+
+
+def advantages(state: State, t: Transition, net: Net, cfg: Config) -> tuple[RewardScale, Array, Array]:
+    """(statistics of rewards, A, V) f32[T, B] of a rollout."""
+    over, rewards = t.terminated | t.truncated, running.renewed(state.rewards, t.obs.step[0] == 0)
+    executed = t.next_obs.step - t.obs.step  # a chunk stops where its episode ends
+    reward = t.reward + cfg.reward_shift * executed + cfg.success_bonus * t.success
+    if cfg.scale_rewards:
+        rewards, reward = running.scale_rewards(rewards, reward, over, cfg.discount, ddof=1)
+    value, next_value = (net.apply(state.critic.params, state.norm, obs) for obs in (t.obs, t.next_obs))
+    terminated = value_ends(t, cfg.time_limit)
+    return rewards, gae(reward, value, next_value, terminated, t.truncated, cfg.discount, cfg.lam), value
 
 
 def shaped(batch: Batch, actor: Actor, cfg: Config) -> Batch:
@@ -209,17 +221,6 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
         values = net.init(keys.critic, spec)
         return State(optim.start(actor_tx, params), optim.start(critic_tx, values), frozen, rewards, norm, jnp.int32(0))
 
-    def advantages(state: State, t: Transition) -> tuple[RewardScale, Array, Array]:
-        """(statistics, A, V) f32[T, B]."""
-        over, rewards = t.terminated | t.truncated, running.renewed(state.rewards, t.obs.step[0] == 0)
-        executed = t.next_obs.step - t.obs.step  # a chunk stops where its episode ends
-        reward = t.reward + cfg.reward_shift * executed + cfg.success_bonus * t.success
-        if cfg.scale_rewards:
-            rewards, reward = running.scale_rewards(rewards, reward, over, cfg.discount, ddof=1)
-        value, next_value = (net.apply(state.critic.params, state.norm, obs) for obs in (t.obs, t.next_obs))
-        terminated = value_ends(t, cfg.time_limit)
-        return rewards, gae(reward, value, next_value, terminated, t.truncated, cfg.discount, cfg.lam), value
-
     def update(state: State, t: Transition, key: Key) -> tuple[State, Metrics]:
         keys, chunks = streams(key, "augment", "epochs", "penalty"), t.reward.size
         items = chunks * actor.levels
@@ -229,7 +230,7 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
                 f"{cfg.batch_size}: lower --config.batch-size, or raise --online.length or --online.envs"
             )
         # --- advantages ---
-        rewards, advantage, value = advantages(state, t)
+        rewards, advantage, value = advantages(state, t, net, cfg)
         flat = jax.tree.map(
             lambda x: x.reshape(chunks, *x.shape[2:]), (t.obs, t.extras, advantage, advantage + value, value)
         )
@@ -252,13 +253,13 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
             def step(carry: tuple[Trained, Trained, Array]) -> tuple[PyTree, Metrics]:
                 trained, values, _ = carry
 
-                def of_critic(params: PyTree, batch: Batch, key: Key) -> tuple[Array, Metrics]:
+                def of_critic(params: PyTree, batch: Batch, _: None) -> tuple[Array, Metrics]:
                     return critic_loss(params, state.norm, batch, net, cfg)
 
                 def of_actor(params: PyTree, batch: Batch, key: Key) -> tuple[Array, Metrics]:
                     return actor_loss(params, state, batch, key, actor, cfg)
 
-                grads, metrics = optim.mean_grad(of_critic, values.params, batch, key, size)
+                grads, metrics = optim.mean_grad(of_critic, values.params, batch, None, size)
                 grads = jax.tree.map(lambda g: cfg.value_weight * g, grads)
                 values = optim.apply(critic_tx, values, grads, lr)
                 grads, more = optim.mean_grad(of_actor, trained.params, batch, key, size)
@@ -267,6 +268,7 @@ def make(cfg: Config, spec: EnvSpec, given: Policy, actor: Actor) -> Algorithm:
                 stop = more["policy/kl"] > cfg.target_kl if cfg.target_kl else jnp.bool_(False)
                 return (trained, values, stop), {**metrics, **more}
 
+            # of several seeds it is decided one by one: all steps are computed, and some are not taken
             return optim.when(~carry[2], step, carry)
 
         rows = batches.minibatches(keys.epochs, items, cfg.batch_size, cfg.epochs, cfg.duplicates)

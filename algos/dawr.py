@@ -28,7 +28,7 @@ from core import algorithm, chunk_policy, critics, optim, replay
 from core.algorithm import Algorithm
 from core.chain import Regression
 from core.chunk_policy import Denoising, Policy, PolicyNet
-from core.config import ConfigError
+from core.config import ConfigError, require_choices
 from core.critics import Network, TimeLimit
 from core.losses import awr_weight, check_shapes, mse
 from core.networks import Net, float_dtype
@@ -113,6 +113,7 @@ def actor_loss(
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "dawr", chunk=True)
+    require_choices(cfg)
     critics.check(cfg.discount, reward_scale=cfg.reward_scale)
     chunk_policy.require_family("dawr", cfg.net, "diffusion", "reflow")
     if not 0 <= cfg.lam <= 1 or min(cfg.td_factor, cfg.beta, cfg.max_weight, cfg.critic_period, cfg.buffer) <= 0:
@@ -120,6 +121,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
             f"lam {cfg.lam} must lie in [0, 1], td_factor {cfg.td_factor}, beta {cfg.beta}, max_weight "
             f"{cfg.max_weight}, critic_period {cfg.critic_period} and buffer {cfg.buffer} above 0"
         )
+    if cfg.batch_size < 2:
+        raise ConfigError(f"batch_size {cfg.batch_size} must be at least 2: advantages are standardised over it")
     chunk_policy.require_noise(cfg.noise_floor, cfg.noise_clip)
     given, v = chunk_policy.policy(cfg.net, spec), critics.of_states(cfg.critic)
     steps = given.steps(cfg.denoising)

@@ -28,7 +28,7 @@ from core import algorithm, batches, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chain import Regression
 from core.chunk_policy import Denoising, Policy, PolicyNet
-from core.config import ConfigError
+from core.config import ConfigError, require_choices
 from core.critics import Batch, Network, TimeLimit
 from core.losses import td_target
 from core.networks import Net, float_dtype
@@ -110,6 +110,7 @@ def actor_loss(
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "dql", chunk=True)
+    require_choices(cfg)
     critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
     chunk_policy.require_family("dql", cfg.net, "diffusion", "reflow")
     if min(cfg.eta, cfg.actor_start) < 0:

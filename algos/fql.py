@@ -29,7 +29,7 @@ from algos.chain_bc import Fit
 from core import algorithm, batches, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, Policy, PolicyNet
-from core.config import ConfigError
+from core.config import ConfigError, require_choices
 from core.critics import Batch, Network, TimeLimit
 from core.losses import mse, td_target
 from core.networks import MLP, Net, float_dtype
@@ -120,6 +120,7 @@ def actor_loss(
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "fql", chunk=True)
+    require_choices(cfg)
     critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
     chunk_policy.require_family("fql", cfg.net, "reflow")
     if min(cfg.alpha, cfg.flow_acts) < 0:

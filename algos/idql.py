@@ -26,7 +26,7 @@ from algos.chain_bc import Fit
 from core import algorithm, batches, chunk_policy, critics, dataset, optim
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, PolicyNet
-from core.config import ConfigError
+from core.config import ConfigError, require_choices
 from core.critics import Batch, Network, TimeLimit
 from core.losses import check_shapes, expectile, td_target
 from core.networks import Net, float_dtype
@@ -97,6 +97,7 @@ def scores(critic_target: PyTree, state: Array, proposals: Array, nets: Networks
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "idql", chunk=True)
+    require_choices(cfg)
     critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
     chunk_policy.require_family("idql", cfg.net, "diffusion", "reflow")
     if not 0 < cfg.expectile < 1 or not 0 < cfg.explore_weight < 1 or min(cfg.samples, cfg.explore_samples) < 1:

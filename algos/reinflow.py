@@ -8,7 +8,8 @@ the time's embedding, to which it gives no gradient, and the state's encoding.  
 Same as the authors' code but for: one grid of times, k / K, in sampler and likelihood (theirs samples rectified flow at
 linspace(0, 1, K), so that its first ratio is not 1; `denoising.grid inclusive` uses that one for both, as their
 published curves did); the W2 regulariser starts both roll-outs from the same noise (theirs moves the tuned one's
-start); the last partial minibatch is left out.  Works with reflow, shortcut and mean flow.
+start); the noise's bound falls one iteration earlier; the last partial minibatch is left out.  Works with reflow,
+shortcut and mean flow.
 Axes: B batch, H steps of a chunk, A action, K steps of a chain.
 """
 

@@ -5,6 +5,8 @@ ten times, DPPO has ten tuned steps of each) in minibatches of 50,000, critic an
 pre-trained.  Measured are an epoch of `update` on a made-up rollout of full size, its advantages alone, and 50 chunks
 of a real rollout, of which an iteration is made:
     rollout = 500 / 50 of the chunks measured,   update = 5 (epoch - advantages) + advantages
+PyTorch's iteration is made of our rollout with its policy's time in the place of ours, its gradient steps, our
+advantages.
 The `cpu` presets' iterations are measured whole.  Beside it in the same run the machine's own rate on float32 products,
 and of others the same gradient steps and exploring policies in PyTorch.
 """
@@ -34,7 +36,6 @@ from core import critics, diffusion, online
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, Policy, PolicyNet
 from core.dataset import identity_norm
-from core.returns import gae
 from core.rollout import RolloutState, host_rollout
 from core.types import Array, EnvSpec, Observation, PyTree, Start, Transition
 from envs.registry import Options
@@ -129,10 +130,8 @@ def tuning(algo: str, cfg: chain_ppo.Config, spec: EnvSpec, sizes: Sizes) -> Tun
 
 
 def advantages(made: Tuning, state: chain_ppo.State, t: Transition) -> tuple[Array, Array]:
-    """(A, V) f32[T, B], as an update takes them but for its scaling of rewards."""
-    net = critics.of_observations(made.cfg.critic, made.given)
-    value, after = (net.apply(state.critic.params, state.norm, obs) for obs in (t.obs, t.next_obs))
-    return gae(t.reward, value, after, t.terminated, t.truncated, made.cfg.discount, made.cfg.lam), value
+    """(A, V) f32[T, B], as an update takes them."""
+    return chain_ppo.advantages(state, t, critics.of_observations(made.cfg.critic, made.given), made.cfg)[1:]
 
 
 def stopwatch(fn: Callable, *args: Any) -> Callable[[], float]:
@@ -260,8 +259,10 @@ def peers(made: dict[str, Tuning], sizes: Sizes, stack: ExitStack) -> dict[str, 
             path = Path(folder) / f"{contender}.npz"
             export(made[name], path)
             given, calls = {"path": str(path)}, {"size": sizes.envs, "calls": sizes.calls}
-            step = Peer(contender, PEERS, what="update", threads=CORES, size=sizes.batch, **given)
-            contenders[f"{name}: gradient step, torch"] = stack.enter_context(step)
+            part = chain_ppo.at_once(made[name].cfg)
+            for how, size in (("torch", 0), ("torch in parts", part)):
+                step = Peer(contender, PEERS, what="update", threads=CORES, size=sizes.batch, part=size, **given)
+                contenders[f"{name}: gradient step, {how}"] = stack.enter_context(step)
             for threads in sorted({1, CORES}):
                 peer = Peer(contender, PEERS, what="acting", threads=threads, **given, **calls)
                 contenders[f"{name}: acting, torch, threads: {threads}"] = stack.enter_context(peer)
@@ -284,14 +285,34 @@ def tabled(found: Seen, what: str, unit: str, note: str = "") -> dict[str, Any]:
     return row(what, found.median(what), unit, f"{spread}; {note}" if note else spread)
 
 
+def ratio(found: Seen, what: str, of: str, over: str, note: str = "median of rounds") -> dict[str, Any]:
+    return row(what, found.ratio(of, over), "x", note)
+
+
+def beside_torch(found: Seen, name: str, made: Tuning, epochs: int, sizes: Sizes) -> list[dict[str, Any]]:
+    """What PyTorch measured, the faster of its two gradient steps in an iteration, and ratios to ours."""
+    acting, step, part = f"{name}: acting", f"{name}: gradient step", chain_ppo.at_once(made.cfg)
+    policy = min((what for what in found if what.startswith(f"{acting}, torch")), key=found.median)
+    learner = min((f"{step}, torch", f"{step}, torch in parts"), key=found.median)
+    played = found[f"{name}: rollout"] + sizes.chunks * (found[policy] - found[acting]) / 1e6
+    learned = epochs * made.steps * found[learner] + found["advantages"]
+    found[f"{name}: iteration, torch"] = played + learned
+    return [
+        tabled(found, f"{step}, torch", "s", "eager, a minibatch at once"),
+        tabled(found, f"{step}, torch in parts", "s", f"eager, {part} items at a time"),
+        *(tabled(found, what, "us/call") for what in found if what.startswith(f"{acting}, torch")),
+        tabled(found, f"{name}: iteration, torch", "s", "put together from the parts"),
+        ratio(found, f"{step}, torch over ours", learner, step, "the faster of the two; median of rounds"),
+        ratio(found, f"{acting}, torch over ours", policy, acting, f"median of rounds; {policy.rpartition(', ')[2]}"),
+        ratio(found, f"{name}: iteration, torch over ours", f"{name}: iteration, torch", f"{name}: iteration"),
+    ]
+
+
 def table(found: Seen, made: dict[str, Tuning], epochs: int, sizes: Sizes) -> list[dict[str, Any]]:
     """All rows of what was measured and derived."""
 
     def every(start: str, unit: str, note: str = "") -> list[dict[str, Any]]:
         return [tabled(found, what, unit, note) for what in found if what.startswith(start)]
-
-    def ratio(what: str, of: str, over: str, note: str = "median of rounds") -> dict[str, Any]:
-        return row(what, found.ratio(of, over), "x", note)
 
     rows = every("products", "GFLOP/s", "float32, a jitted loop")
     rows += every("advantages", "s", f"{sizes.chunks} x {sizes.envs} chunks: the critic twice, GAE")
@@ -309,21 +330,14 @@ def table(found: Seen, made: dict[str, Tuning], epochs: int, sizes: Sizes) -> li
     rows += every("cpu preset", "s", "a whole iteration")
     rows += every("act_eval", "us/call")
     rows += [
-        ratio("sampling, K=4 over K=20", f"{R4}: acting", f"{DPPO}: acting", "acting; median of rounds"),
-        ratio("iteration, K=1 over K=4", f"{R1}: iteration", f"{R4}: iteration"),
-        ratio("iteration, ReinFlow R over DPPO", f"{R4}: iteration", f"{DPPO}: iteration"),
-        ratio("iteration, ReinFlow S over DPPO", f"{S4}: iteration", f"{DPPO}: iteration"),
+        ratio(found, "sampling, K=4 over K=20", f"{R4}: acting", f"{DPPO}: acting", "acting; median of rounds"),
+        ratio(found, "iteration, K=1 over K=4", f"{R1}: iteration", f"{R4}: iteration"),
+        ratio(found, "iteration, ReinFlow R over DPPO", f"{R4}: iteration", f"{DPPO}: iteration"),
+        ratio(found, "iteration, ReinFlow S over DPPO", f"{S4}: iteration", f"{DPPO}: iteration"),
     ]
     for name in TORCH:
-        acting, step = f"{name}: acting", f"{name}: gradient step"
-        if theirs := [what for what in found if what.startswith(f"{acting}, torch")]:
-            least = min(theirs, key=found.median)
-            rows += [
-                *every(f"{step}, torch", "s", "eager"),
-                *(tabled(found, what, "us/call") for what in theirs),
-                ratio(f"{step}, torch over ours", f"{step}, torch", step),
-                ratio(f"{acting}, torch over ours", least, acting, f"median of rounds; {least.rpartition(', ')[2]}"),
-            ]
+        if f"{name}: gradient step, torch" in found:
+            rows += beside_torch(found, name, made[name], epochs, sizes)
     return rows
 
 

@@ -60,28 +60,41 @@ class Torch:
     def noisy(self, mean, std):
         return mean + std * torch.randn_like(mean).clamp(-self.options["noise_clip"], self.options["noise_clip"])
 
-    def step(self, items) -> tuple[Any, Any]:
-        """A gradient step of critic and actor on the minibatch of items [b]: their losses before it."""
-        options, levels = self.options, self.data["log_prob"].shape[1]
+    def step(self, items, part: int = 0) -> tuple[Any, Any]:
+        """A gradient step of critic and actor on the minibatch of items [b], `part` at a time: their losses before it.
+
+        Args: part: divides b; 0: all at once.
+        """
+        levels = self.data["log_prob"].shape[1]
         row, level = items // levels, items % levels
-        state, chain, advantage, ret = (self.data[name][row] for name in ("state", "chain", "advantage", "ret"))
-        value = residual(self.critic, state, torch.nn.functional.mish)[:, 0]
-        critic_loss = ((value - ret) ** 2).mean() / 2
-        self._critic.zero_grad()
-        (options["value_weight"] * critic_loss).backward()
-        self._critic.step()
-
-        log_prob, entropy = self.judge(state, chain, level)
-        ratio, clip = (log_prob - self.data["log_prob"][row, level]).exp(), self.data["clip"][level]
+        advantage = self.data["advantage"][row]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8) * self.data["weight"][level]
-        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - clip, 1 + clip)).mean()
-        actor_loss = loss - options["entropy_weight"] * entropy
-        self._actor.zero_grad()
-        actor_loss.backward()
-        self._actor.step()
-        return critic_loss, actor_loss
+        parts = list(zip(*(x.split(part or len(items)) for x in (row, level, advantage)), strict=True))
+        critic = self._descend(self._critic, lambda row, *_: self.critic_loss(row), parts, self.options["value_weight"])
+        return critic, self._descend(self._actor, self.actor_loss, parts)
 
-    def update(self, size: int) -> Measure:
+    def _descend(self, optimizer, loss, parts, weight: float = 1.0):
+        """A step along `weight` times the mean over parts of a loss: that mean."""
+        optimizer.zero_grad()
+        total = 0.0
+        for part in parts:
+            value = loss(*part) / len(parts)
+            (weight * value).backward()
+            total += value.detach()
+        optimizer.step()
+        return total
+
+    def critic_loss(self, row):
+        value = residual(self.critic, self.data["state"][row], torch.nn.functional.mish)[:, 0]
+        return ((value - self.data["ret"][row]) ** 2).mean() / 2
+
+    def actor_loss(self, row, level, advantage):
+        log_prob, entropy = self.judge(self.data["state"][row], self.data["chain"][row], level)
+        ratio, clip = (log_prob - self.data["log_prob"][row, level]).exp(), self.data["clip"][level]
+        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - clip, 1 + clip)).mean()
+        return loss - self.options["entropy_weight"] * entropy
+
+    def update(self, size: int, part: int = 0) -> Measure:
         """An epoch over the items in shuffled minibatches of `size`: seconds per gradient step."""
         count = self.data["log_prob"].numel()
         total = count * self.options["duplicates"]
@@ -90,16 +103,16 @@ class Torch:
         def measure() -> float:
             began = time.perf_counter()
             for items in (torch.randperm(total)[: steps * size] % count).split(size):
-                self.step(items)
+                self.step(items, part)
             return (time.perf_counter() - began) / steps
 
-        self.step(torch.arange(size) % count)
+        self.step(torch.arange(size) % count, part)
         return measure
 
-    def losses(self) -> Measure:
-        """Another step on all items at once: the losses before it."""
+    def losses(self, part: int = 0) -> Measure:
+        """Another step on all items: the losses before it."""
         items = torch.arange(self.data["log_prob"].numel())
-        return lambda: [x.item() for x in self.step(items)]
+        return lambda: [x.item() for x in self.step(items, part)]
 
     def acting(self, size: int, calls: int) -> Measure:
         """The exploring policy with the record that it leaves, NumPy in and out: microseconds per call."""

@@ -87,6 +87,9 @@ def sampled(
     Extras: "discount"; from a dataset also "row" and "weight", the loss weight.
     """
 
+    if chunk and steps > 1:
+        raise ValueError(f"chunks of {chunk} are not summed over {steps} steps")
+
     def sample(data: Data, key: Key) -> Transition:
         position = sampling.draw(data.sampler, key, (batch_size,))
         if isinstance(data.dataset, Replay):  # its states hold their history already

@@ -7,7 +7,7 @@ Axes: B batch, S state, H steps of a chunk, A action, K steps of a chain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -46,7 +46,7 @@ class Denoising:
     """How many steps its chain takes, and which."""
 
     steps: int = 0  # K; 0: 4 for flows, all levels for diffusion
-    grid: Literal["left", "inclusive"] = "left"  # flows: times k / K, or linspace(0, 1, K)
+    grid: Literal["left", "inclusive"] = "left"  # reflow: times k / K, or linspace(0, 1, K)
     sampler: Literal["ddpm", "ddim"] = "ddpm"  # diffusion; ddim takes fewer steps than levels
 
 
@@ -85,18 +85,25 @@ class Policy(NamedTuple):
 
     def steps(self, denoising: Denoising) -> int:
         """K.  Raises: ConfigError for steps that the family does not have."""
-        diffuses, levels = self.options.family == "diffusion", self.options.levels
-        if self.options.family == "gaussian":
-            if denoising.steps > 1:
-                raise ConfigError(f"denoising.steps {denoising.steps}: a gaussian policy takes one step")
-            return 1
-        steps = denoising.steps or (levels if diffuses else 4)
-        if steps < 1 or (diffuses and (steps > levels or (denoising.sampler == "ddpm" and steps != levels))):
+        family, levels, (steps, grid, sampler) = self.options.family, self.options.levels, astuple(denoising)
+        diffuses = family == "diffusion"
+        if (grid != "left" and family != "reflow") or (sampler != "ddpm" and not diffuses):
             raise ConfigError(
-                f"denoising.steps {steps}: at least 1; a diffusion of {levels} levels takes {levels} by ddpm, fewer by "
-                "--config.denoising.sampler ddim"
+                f"denoising.grid {grid} and sampler {sampler} with {family}: only reflow policies have another grid "
+                "than left, only diffusion policies another sampler than ddpm"
             )
-        return steps
+        if steps < 0:
+            raise ConfigError(f"denoising.steps {steps} must be at least 1, or 0 for the family's own")
+        if family == "gaussian":
+            if steps > 1:
+                raise ConfigError(f"denoising.steps {steps}: a gaussian policy takes one step")
+            return 1
+        if diffuses and (steps > levels or (sampler == "ddpm" and steps not in (0, levels))):
+            raise ConfigError(
+                f"denoising.steps {steps}: a diffusion policy of {levels} levels takes {levels} steps by ddpm, and "
+                "fewer only where it was trained with denoising.sampler ddim"
+            )
+        return steps or (levels if diffuses else 4)
 
     def step(
         self, params: PyTree, state: Array, denoising: Denoising, eta: float = 0.0, noise_limit: float = jnp.inf

@@ -126,7 +126,10 @@ def norm(dataset: Dataset, state_norm: str = "none", action_norm: str = "none", 
 
     standard: mean and population std + 1e-3 (TD3+BC, PRDC); minmax: 2 (x - min) / (max - min + 1e-6) - 1 (DPPO,
     ReinFlow), states that range less than `floor` as if they ranged over it.  Pixels are left alone.
+    Raises: UnknownName; ConfigError for a floor below 0, or of another norm than minmax.
     """
+    if floor < 0 or (floor and state_norm != "minmax"):
+        raise ConfigError(f"norm_floor {floor} must be at least 0, and 0 unless state_norm is minmax")
     width = 1 if dataset.state.ndim == 4 else dataset.state.shape[1]
     empty = np.zeros((1, width), np.float32)
     state = empty if dataset.state.ndim == 4 else dataset.state[dataset.row]

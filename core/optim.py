@@ -11,7 +11,7 @@ import optax
 from jax.custom_batching import custom_vmap
 
 from core.config import ConfigError
-from core.types import Array, Metrics, PyTree
+from core.types import Array, Key, Metrics, PyTree
 
 Schedule = Callable[[Array], Array]  # i32[] optimiser steps taken -> learning rate
 
@@ -56,28 +56,33 @@ def step(
 
 
 def mean_grad(
-    loss: Callable[[PyTree, PyTree, Any], tuple[Array, Metrics]], params: PyTree, rows: PyTree, key: Any, size: int
+    loss: Callable[[PyTree, PyTree, Key | None], tuple[Array, Metrics]],
+    params: PyTree,
+    rows: PyTree,
+    key: Key | None,
+    size: int,
 ) -> tuple[PyTree, Metrics]:
     """(gradient, metrics) of `loss(params, rows, key) -> (f32[], metrics)`, all means over rows, `size` at a time.
 
-    As of all N rows at once, but for rounding and for keys, one for each part; what a part keeps for its gradient fits
-    into a cache or a memory where that of all does not.
+    As of all N rows at once, but for rounding and for keys, one for each part (None: none); what a part keeps for its
+    gradient fits into a cache or a memory where that of all does not.
     Raises: ConfigError unless the size divides N.
     """
     total = jax.tree.leaves(rows)[0].shape[0]
     if size < 1 or total % size:
         raise ConfigError(f"{total} rows do not make parts of {size}")
 
-    def gradient(rows: PyTree, key: Any) -> tuple[PyTree, Metrics]:
+    def gradient(rows: PyTree, key: Key | None) -> tuple[PyTree, Metrics]:
         return jax.grad(loss, has_aux=True)(params, rows, key)
 
     if size == total:
         return gradient(rows, key)
     count = total // size
-    parts = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), rows), jax.random.split(key, count)
+    keys = None if key is None else jax.random.split(key, count)
+    parts = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), rows), keys
     shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], parts))
 
-    def add(sums: PyTree, part: tuple[PyTree, Any]) -> tuple[PyTree, None]:
+    def add(sums: PyTree, part: tuple[PyTree, Key | None]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, sums, gradient(*part)), None
 
     sums, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
@@ -97,7 +102,7 @@ def cosine(lr: float, steps: int) -> Schedule:
 def warmup_cosine(low: float, high: float, warmup: int, cycle: int) -> Schedule:
     """Linear from `low` to `high` over `warmup` steps, half a cosine back to `low` at `cycle`, then again.
 
-    Reference: the restarting schedule of DPPO and ReinFlow; step 0 gives `low`.
+    Reference: the restarting schedule of DPPO and ReinFlow; step 0 gives `low`, without a warm-up `high`.
     Raises: ConfigError unless 0 <= warmup < cycle.
     """
     if not 0 <= warmup < cycle:

@@ -123,24 +123,33 @@ def _published_table() -> list[str]:
     return [*lines, f"| DPPO | {growth(('DPPO',)):.2%} | - |"]
 
 
+def _costs(row: Measured, dppo: Measured) -> list[str]:
+    """Seconds over DPPO's by step; seconds to its level, and over its own, where it came there by training."""
+    level = LEVEL * dppo.end.mean()
+    ours, theirs = row.seconds_to(level), dppo.seconds_to(level)
+    reached = ["-", "-"]
+    if theirs > 0:
+        reached = ["not reached", "-"] if math.isnan(ours) else [f"{ours:.0f}", f"{ours / theirs:.2f}x"]
+    return [f"{row.seconds / dppo.seconds:.2f}x", *reached]
+
+
 def _our_table(rows: list[Measured]) -> list[str]:
     lines = [
         "| ours | task | preset | seeds | start | end | change | 95 % interval | s per 10,000 steps | over DPPO's | "
         f"s to {LEVEL:.0%} of DPPO's end | over DPPO's |",
         f"|{' --- |' * 12}",
     ]
-    # with equal numbers of seeds, which share a program
-    dppo = {(row.task, row.preset, len(row.start)): row for row in rows if row.algo == "dppo"}
+    dppo = defaultdict(list)  # with equal numbers of seeds, which share a program
+    for row in rows:
+        if row.algo == "dppo":
+            dppo[row.task, row.preset, len(row.start)].append(row)
     for row in rows:
         unit, digits = (" points", "{:.2f}") if row.metric == "success" else (" %", "{:,.0f}")
         start, end = (digits.format(x.mean()) for x in (row.start, row.end))
         low, high = (100 * bound for bound in row.interval())
-        other = dppo.get((row.task, row.preset, len(row.start)))
         costs = ["-"] * 3
-        if other:
-            ours, theirs = (one.seconds_to(LEVEL * other.end.mean()) for one in (row, other))
-            reached = ["not reached", "-"] if math.isnan(ours) else [f"{ours:.0f}", f"{ours / theirs:.2f}x"]
-            costs = [f"{row.seconds / other.seconds:.2f}x", *reached]
+        if len(others := dppo[row.task, row.preset, len(row.start)]) == 1:
+            costs = _costs(row, *others)
         lines.append(
             f"| {row.algo} {row.name} | {row.task} | {row.preset} | {len(row.start)} | {start} | {end} | "
             f"{100 * row.change():+.1f}{unit} | {low:+.1f} to {high:+.1f} | {row.seconds:.2f} | {' | '.join(costs)} |"

@@ -50,11 +50,13 @@ def train(args: list[str]) -> None:
         return
     algo, task, *rest = args
     registry.check(task)
-    default = preset(algo, task, _value(rest, "--preset") or "full", _value(rest, "--config.net.family"))
-    if parent := _value(rest, "--from"):
+    size, family, parent = (_value(rest, option) for option in ("--preset", "--config.net.family", "--from"))
+    if parent:
         from experiments import parents
 
-        default = parents.defaults(algo, default, parent)
+        default = parents.defaults(algo, preset(algo, task, size or "full", parents.family(parent)), parent)
+    else:
+        default = preset(algo, task, size or "full", family)
     chosen = tyro.cli(
         options.Train, args=rest, default=default, prog=f"rheostat train {algo} {task}",
         description=f"Train {algo} on {task}.  The defaults are the preset's.",

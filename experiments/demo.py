@@ -44,10 +44,8 @@ OUT = Path("runs/demo")
 
 def pretrained(data: Path, processes: int) -> Path:
     chosen = preset("chain_bc", TASK, "cpu")
-    # few demonstrations leave some of the state's numbers almost constant: they are not blown up
-    net = replace(chosen.config.net, obs_clip=5.0)
     chosen = replace(
-        chosen, config=replace(chosen.config, net=net, norm_floor=0.02, ema_start=UPDATES // 2),
+        chosen, config=replace(chosen.config, ema_start=UPDATES // 2),
         data=DataOptions(str(data)), env=replace(chosen.env, max_steps=150, workers=processes - 1),
         eval=EvalOptions(every=UPDATES, episodes=20, envs=20),
         steps=UPDATES, epoch=500, save_every=UPDATES, out=str(OUT), name="demo",

@@ -21,6 +21,7 @@ import algos
 import envs
 from core import dataset, loop
 from core.checkpoint import CheckpointError, Checkpoints
+from core.chunk_policy import Denoising
 from core.config import ConfigError
 from core.types import Array, EnvSpec, PyTree, RunState, Start
 from experiments import runs
@@ -77,9 +78,14 @@ def defaults(algo: str, chosen: Train, folder: str) -> Train:
     _require_kin(algo, parent)
     env = replace(parent.train.env, workers=0, threads=0, host=False)
     taken, theirs = _inherited(algo, chosen.config, parent), parent.train.config
-    if hasattr(chosen.config, "denoising") and hasattr(theirs, "denoising"):
+    if hasattr(theirs, "denoising") and getattr(chosen.config, "denoising", None) == Denoising():
         taken["denoising"] = theirs.denoising  # unlike the rest it may be chosen anew
     return replace(chosen, config=replace(chosen.config, **taken), env=env)
+
+
+def family(folder: str) -> str:
+    """Of the policy that a run learned; "" where it has none."""
+    return getattr(getattr(runs.load(folder).train.config, "net", None), "family", "")
 
 
 def check(run: Run, spec: EnvSpec, parent: Parent) -> None:

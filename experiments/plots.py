@@ -24,6 +24,7 @@ COLOURS = (*COLOURS[::2], *COLOURS[1::2])  # the dark ones first
 LINES, MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "savefig.bbox": "tight", "pdf.fonttype": 42}
 AXIS = {"return": "return", "success": "success rate", "score": "normalised score"}
+INSIDE = 2  # labels that a legend has inside a panel; one of more stands below, where it hides nothing
 PICTURES = (".png", ".pdf", ".svg")
 COLUMNS = ("algo", "task", "run", "step", "seconds", "seed", "return", "success", "length", "episodes")  # of the CSV
 Against = Literal["steps", "seconds"]
@@ -40,14 +41,16 @@ def _dress(axes: plt.Axes, metric: str, title: str, against: Against) -> None:
     axes.set(title=title, xlabel={"steps": "steps", "seconds": "seconds of training"}[against], ylabel=AXIS[metric])
     if metric == "success":
         axes.set_ylim(-0.03, 1.03)
-    axes.xaxis.set_major_formatter(_steps)
+    axes.xaxis.set_major_formatter(_count)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="best")
+    below = len(axes.lines) > INSIDE
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.26)} if below else {"loc": "best"}
+    axes.legend(frameon=False, **place)
 
 
-def _steps(x: float, _position: Any = None) -> str:
-    return f"{x / 1e6:g}M" if abs(x) >= 1e6 else f"{x / 1e3:g}k" if x else "0"
+def _count(x: float, _position: Any = None) -> str:
+    return f"{x / 1e6:g}M" if abs(x) >= 1e6 else f"{x / 1e3:g}k" if abs(x) >= 1e3 else f"{x:g}"
 
 
 def curve(
@@ -88,17 +91,18 @@ def curve(
     algos = list(dict.fromkeys(g.algo for g in drawn))
     with plt.rc_context(STYLE):
         columns = min(len(by_task), 3)
-        lines = -(-len(by_task) // columns)
+        lines, labels = -(-len(by_task) // columns), max(map(len, by_task.values())) + bool(level)
+        height = 2.6 + 0.17 * labels * (labels > INSIDE)
         figure, panels = plt.subplots(
-            lines, columns, figsize=(3.4 * columns, 2.6 * lines), dpi=300, squeeze=False, layout="constrained"
+            lines, columns, figsize=(3.4 * columns, height * lines), dpi=300, squeeze=False, layout="constrained"
         )
         for axes, (task, members) in zip(panels.flat, by_task.items(), strict=False):
-            several = len({g.algo for g in members}) < len(members)
-            seen = Counter()
+            several, seen = Counter(g.algo for g in members), Counter()
             for group in members:
                 look = _look(algos.index(group.algo), seen[group.algo], len(algos))
                 seen[group.algo] += 1
-                _line(axes, group, metric, f"{group.algo}, {group.names}" if several else group.algo, look, against)
+                label = f"{group.algo}, {group.names}" if several[group.algo] > 1 else group.algo
+                _line(axes, group, metric, label, look, against)
             if level:
                 axes.axhline(level[1], color="0.35", linestyle="--", linewidth=1.2, label=level[0])
             _dress(axes, metric, task, against)

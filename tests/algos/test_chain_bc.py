@@ -417,16 +417,38 @@ def test_tasks_that_are_refused(change, message):
     ("cfg", "message"),
     [
         (Config(net=PolicyNet("reflov")), "reflow"),
-        (Config(net=PolicyNet("diffusion"), denoising=Denoising(5)), "a diffusion of 20 levels takes 20 by ddpm"),
         (Config(net=PolicyNet("diffusion"), denoising=Denoising(21, sampler="ddim")), "denoising.steps 21"),
-        (Config(denoising=Denoising(-1)), "at least 1"),
-        (Config(net=PolicyNet("gaussian"), denoising=Denoising(2)), "one step"),
         (Config(lr_cycle=5, lr_warmup=5), "warmup 5 and cycle 5"),
     ],
 )
 def test_options_that_are_refused(cfg, message):
     with pytest.raises(ConfigError, match=message):
         chain_bc.make(cfg, SPEC)
+
+
+@pytest.mark.parametrize("family", NETS)
+def test_steps_that_a_family_does_not_have_are_refused(family):
+    given = chunk_policy.policy(NETS[family], SPEC)
+    refused = {Denoising(-1): "denoising.steps -1 must be at least 1, or 0"}
+    if family != "reflow":
+        refused[Denoising(grid="inclusive")] = f"grid inclusive and sampler ddpm with {family}: only reflow"
+    if family == "diffusion":
+        refused[Denoising(5)] = "steps 5: a diffusion policy of 20 levels takes 20 steps by ddpm"
+        refused |= {Denoising(n, sampler="ddim"): f"denoising.steps {n}" for n in (-1, 21)}
+    else:
+        refused[Denoising(sampler="ddim")] = f"sampler ddim with {family}: .* only diffusion policies"
+    if family == "gaussian":
+        refused[Denoising(2)] = "steps 2: a gaussian policy takes one step"
+    for denoising, message in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            given.steps(denoising)
+
+
+def test_steps_that_families_have():
+    of = lambda family, *denoising: chunk_policy.policy(NETS[family], SPEC).steps(Denoising(*denoising))  # noqa: E731
+    assert [of(family) for family in NETS] == [4, 4, 4, 20, 1]
+    assert [of("reflow", 7, "inclusive"), of("shortcut", 2), of("meanflow", 1)] == [7, 2, 1]
+    assert [of("diffusion", 20), of("diffusion", 5, "left", "ddim"), of("gaussian", 1)] == [20, 5, 1]
 
 
 @pytest.mark.parametrize(

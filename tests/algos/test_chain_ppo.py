@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from algos import chain_ppo
@@ -250,6 +251,60 @@ def test_the_first_value_loss_is_that_of_the_advantages(setting, time_limit):
     reward = np.asarray(t.reward) + 0.1 * executed + 0.5 * success
     advantage = numpy_advantages(cfg, reward, v, after, terminated, np.asarray(t.truncated))
     np.testing.assert_allclose(metrics["value/loss"], (advantage**2).mean() / 2, rtol=1e-5)
+
+
+def starts_and_ends(seed, begins):
+    """(steps of observations, ends of the task, cuts) [T, B]; of the last steps, only that of environment 2 ends."""
+    ends = np.random.default_rng(seed).random((2, T, B)) < 0.25
+    ends[:, -1] = [[False, False, True, False], [False] * 4]
+    over, step = ends.any(axis=0), np.zeros((T, B), np.int32)
+    step[0] = np.where(begins, 0, 3)
+    for i in range(1, T):
+        step[i] = np.where(over[i - 1], 0, step[i - 1] + 1)
+    return step, ends[0], ends[1] & ~ends[0]
+
+
+def test_rewards_are_scaled_by_returns_that_go_on_from_rollout_to_rollout(setting):
+    """Of two rollouts; in the second, environment 2 begins after its end, 0 anew without one, and two go on."""
+    algorithm, state, *_ = setting
+    judged = quick(lambda state, t: chain_ppo.advantages(state, t, CRITIC, CONFIG)[1])
+    ret, mean, var, count, rewards = np.zeros(B), 0.0, 1.0, 1e-4, 5 * np.random.default_rng(7).normal(size=(2, T, B))
+    begins = np.array([[True] * B, [True, False, True, False]])
+    for seed, reward in enumerate(rewards):
+        step, terminated, truncated = starts_and_ends(seed, begins[seed])
+        over, sums = terminated | truncated, []
+        assert over[:-1].any()
+        if seed:
+            assert (ret != 0).tolist() == [True, True, False, True]
+        t = played(algorithm, state, reward=jnp.asarray(reward, jnp.float32))
+        t = t._replace(obs=t.obs._replace(step=jnp.asarray(step)), next_obs=t.next_obs._replace(step=step + 1))
+        t = t._replace(terminated=jnp.asarray(terminated), truncated=jnp.asarray(truncated))
+        ret = np.where(begins[seed], 0, ret)
+        for now, ended in zip(reward, over, strict=True):
+            sums.append(ret := CONFIG.discount * ret + now)
+            ret = np.where(ended, 0, ret)
+        total, squares = count + T * B, count * (var + mean**2) + np.square(sums).sum()
+        mean = (count * mean + np.sum(sums)) / total
+        var, count = (squares - total * mean**2) / (total - 1), total
+
+        v, after = (np.asarray(CRITIC.apply(state.critic.params, NORM, obs)) for obs in (t.obs, t.next_obs))
+        wanted = numpy_advantages(CONFIG, reward / np.sqrt(var), v, after, terminated, truncated)
+        np.testing.assert_allclose(judged(state, t), wanted, rtol=1e-4, atol=1e-5)
+        state, _ = algorithm.update(state, t, KEY)
+        np.testing.assert_allclose(state.rewards.ret, ret, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(list(state.rewards.seen), [mean, var, count], rtol=1e-4)
+
+
+def test_a_bound_shortens_gradients(setting):
+    """One step from all items: AdamW's first moment is a tenth of the gradient, of which the direction stays."""
+    _, state, t, _ = setting
+    free, bound = (made(max_grad_norm=norm, epochs=1, batch_size=T * B * J) for norm in (0.0, 1e-3))
+    free, bound = (quick(x.update)(start, t, KEY)[0] for x, start in ((free, state), (bound, begun(bound))))
+    for one, other in ((free.actor, bound.actor), (free.critic, bound.critic)):
+        whole, short = (optax.tree.get(net.opt, "mu") for net in (one, other))
+        length = float(optax.tree.norm(whole))
+        assert length > 1e-3
+        close(short, jax.tree.map(lambda x, by=1e-4 / length: by * x, whole), rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize(("time_limit", "value"), [("bootstrap", 1 / (1 - 0.8)), ("terminate", (1.8 + 1.0) / 2)])

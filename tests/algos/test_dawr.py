@@ -11,7 +11,7 @@ import algos
 import envs
 from algos import chain_bc, dawr
 from core import chunk_policy, critics, loop, online, replay
-from core.chunk_policy import PolicyNet
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.evaluate import Evaluator
@@ -187,6 +187,9 @@ def test_rollouts_that_do_not_fit_are_refused(setting):
         ({"critic_period": 0}, "critic_period"),
         ({"buffer": 0}, "buffer"),
         ({"net": PolicyNet(family="shortcut")}, "family"),
+        ({"batch_size": 1}, "batch_size 1 must be at least 2"),
+        ({"denoising": Denoising(sampler="dppm")}, "unknown sampler"),
+        ({"time_limit": "ignore"}, "unknown time_limit"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

@@ -83,6 +83,11 @@ def test_what_acting_records_is_what_the_likelihood_says(sampler):
         assert np.ptp(record.log_prob) > 0.01
 
 
+@pytest.mark.parametrize("cfg", [CONFIG, ddim(CONFIG, 4)], ids=["ddpm", "ddim"])
+def test_acting_and_judging_multiply_with_all_digits(cfg):
+    tuning.check_precision(dppo.make(cfg, SPEC), dppo.actor(cfg, SPEC)[1], cfg, state_of(), OBS)
+
+
 def test_an_update_of_a_single_tuned_step_is_finite_and_leaves_the_frozen_policy():
     cfg = ddim(CONFIG, 4, tuned=1, bc_weight=0.1)
     state = state_of(cfg)

@@ -156,6 +156,8 @@ def test_it_finds_what_to_do_in_data_of_random_actions():
         ({"noise_clip": 0.0}, "noise_clip"),
         ({"net": PolicyNet(family="shortcut")}, "family"),
         ({"denoising": Denoising(steps=2)}, "ddim"),
+        ({"denoising": Denoising(sampler="dppm")}, "unknown sampler"),
+        ({"time_limit": "ignore"}, "unknown time_limit"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

@@ -143,6 +143,8 @@ def test_it_finds_what_to_do_in_data_of_random_actions():
         ({"alpha": -1.0}, "alpha"),
         ({"flow_acts": -1}, "flow_acts"),
         ({"net": PolicyNet(family="diffusion")}, "family"),
+        ({"denoising": Denoising(sampler="dppm")}, "unknown sampler"),
+        ({"time_limit": "ignore"}, "unknown time_limit"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import envs
-from algos import chain_bc, gaussian_ppo
+from algos import chain_bc, chain_ppo, gaussian_ppo
 from core import dataset, loop, online
 from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
@@ -64,6 +64,26 @@ def test_the_recorded_density_is_that_of_the_sample(env, parent):
     expected = stats.norm(mean, 0.15).logpdf(sampled).sum(axis=(1, 2))
     np.testing.assert_allclose(out.extras.log_prob[:, 0], expected, rtol=1e-4)
     np.testing.assert_allclose(out.action, np.clip(0.3 * sampled, -1, 1), atol=1e-6)
+
+
+def test_what_acting_records_is_what_the_likelihood_says(env, parent, monkeypatch):
+    """The ratio is exactly 1 before the first update, whatever the spread."""
+    *_, run = begun(env, parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(chain_ppo, "make", lambda cfg, spec, given, actor: actor)
+        actor = gaussian_ppo.make(gaussian_ppo.Config(**SMALL), env.spec)
+    state, obs = jax.tree.map(lambda x: x[0], run.algo), observations(env)
+    params = {**state.actor.params, "log_std": jnp.log(jnp.linspace(0.005, 0.3, 4)).reshape(2, 2)}  # beyond its bounds
+    state = state._replace(actor=state.actor._replace(params=params))
+
+    @jax.jit
+    def both(state):
+        _, record = actor.play(state, obs, jax.random.key(1))
+        return record, actor.judge(state.actor.params, state, obs, record.chain, jnp.zeros(7, jnp.int32))
+
+    record, judged = both(state)
+    np.testing.assert_allclose(judged.log_prob, record.log_prob[:, 0], atol=1e-5)
+    assert np.ptp(record.log_prob) > 0.1
 
 
 def test_it_learns(env, parent):

@@ -10,7 +10,7 @@ import pytest
 import algos
 from algos import idql
 from core import batches, chunk_policy, critics, online
-from core.chunk_policy import PolicyNet
+from core.chunk_policy import Denoising, PolicyNet
 from core.config import ConfigError
 from core.critics import Network
 from core.types import Start
@@ -152,6 +152,8 @@ def test_values_are_expectiles_and_the_best_of_twenty_is_taken():
         ({"samples": 0}, "samples"),
         ({"noise_floor": -1.0}, "noise_floor"),
         ({"net": PolicyNet(family="meanflow")}, "family"),
+        ({"denoising": Denoising(sampler="dppm")}, "unknown sampler"),
+        ({"time_limit": "ignore"}, "unknown time_limit"),
     ],
 )
 def test_options_out_of_range_are_refused(change, named):

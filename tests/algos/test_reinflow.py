@@ -60,7 +60,13 @@ def test_what_acting_records_is_what_the_likelihood_says(family):
         assert np.ptp(recorded) > 0.01
 
 
-def eval_floor(policy, given):
+@pytest.mark.parametrize("family", FLOWS)
+def test_acting_and_judging_multiply_with_all_digits(family):
+    cfg = replace(CONFIG, net=FLOWS[family])
+    tuning.check_precision(reinflow.make(cfg, SPEC), reinflow.actor(cfg, SPEC)[1], cfg, state_of(cfg.net), OBS)
+
+
+def euler_states(policy, given):
     """The noiseless chain's states by plain Euler steps."""
     steps, x, states = CONFIG.denoising.steps, given.noises(KEY, B, 0)[0], []
     for t in np.arange(steps) / steps:
@@ -81,7 +87,7 @@ def test_without_noise_chains_are_eulers(family):
     def ways(state):
         keys, policy = jnp.stack([KEY, jax.random.key(5)]), state.actor.params["policy"]
         action = jax.vmap(lambda key: act(state, OBS, (), key).action)(keys)
-        return eval_floor(policy, given), actor.play(state, OBS, KEY)[1], action
+        return euler_states(policy, given), actor.play(state, OBS, KEY)[1], action
 
     states, record, (action, other) = ways(state)
     np.testing.assert_allclose(action, states[:, -1], atol=1e-6)

@@ -5,9 +5,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import envs
-from algos import chain_bc
+from algos import chain_bc, chain_ppo
 from core import batches, dataset, online, sampling
 from core.critics import Network
 from core.dataset import identity_norm
@@ -28,6 +29,33 @@ def largest(tree):
 def grown(params, factor):
     """Parameters as of a network that has learned something: what it says depends on the time."""
     return jax.tree.map(lambda x: factor * x, params)
+
+
+def products(program):
+    """The precisions of all products in a jaxpr, also in its loops, branches and calls."""
+    inner = lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))  # noqa: E731
+    found = []
+    for eqn in getattr(program, "jaxpr", program).eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.append(eqn.params["precision"])
+        for part in filter(inner, jax.tree.leaves(eqn.params, is_leaf=inner)):
+            found += products(part)
+    return found
+
+
+def check_precision(algorithm, actor, cfg, state, obs):
+    """Acting and judging multiply with all digits: with fewer, as GPUs do by default, they would disagree."""
+    act = jax.make_jaxpr(lambda state, key: algorithm.act(state, obs, (), key))(state, KEY)
+    size = len(obs.step)
+    blank = jax.eval_shape(lambda state: algorithm.act(state, obs, (), KEY).extras, state)
+    chains, number, level = jnp.zeros(blank.chain.shape), jnp.zeros(size), jnp.zeros(size, jnp.int32)
+    batch = chain_ppo.Batch(obs, chains, number, level, number, number, number)
+    judge = jax.make_jaxpr(lambda params: chain_ppo.actor_loss(params, state, batch, KEY, actor, cfg))
+    layers = len(cfg.net.hidden) + 1
+    for program in (act, judge(state.actor.params)):
+        precisions = products(program)
+        assert len(precisions) >= layers
+        assert set(precisions) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def begun(make, cfg, spec=SPEC, factor=2.0, parent=None):

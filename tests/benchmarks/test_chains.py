@@ -134,13 +134,14 @@ def ours(one, path, steps):
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS.exists(), reason="`make bench` builds the peers' environment")
 @pytest.mark.parametrize("name", [R4, DPPO])
-def test_torch_takes_the_same_steps(name, tmp_path):
+@pytest.mark.parametrize("part", [0, 4])
+def test_torch_takes_the_same_steps(name, part, tmp_path):
     """Decay, an entropy's weight and long steps: what is left out would show."""
     options = {"actor_lr": 0.01, "actor_lr_min": 0.01, "critic_lr": 0.01, "critic_lr_min": 0.01}
     one = made(name, actor_decay=0.1, critic_decay=0.1, **options)
     path = tmp_path / "made.npz"
     chains.export(one, path)
-    with Peer(chains.TORCH[name], PEERS, path=str(path), what="losses", threads=1) as peer:
+    with Peer(chains.TORCH[name], PEERS, path=str(path), what="losses", threads=1, part=part) as peer:
         theirs = np.array([peer() for _ in range(6)])
     expected = ours(one, path, 6)
     np.testing.assert_allclose(theirs, expected, rtol=1e-3, atol=1e-5)
@@ -150,7 +151,7 @@ def test_torch_takes_the_same_steps(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not PEERS.exists(), reason="`make bench` builds the peers' environment")
 @pytest.mark.parametrize("name", [R4, DPPO])
-@pytest.mark.parametrize(("what", "sizes"), [("update", {"size": 60}), ("acting", {"size": 5, "calls": 2})])
+@pytest.mark.parametrize(("what", "sizes"), [("update", {"size": 60, "part": 20}), ("acting", {"size": 5, "calls": 2})])
 def test_torch_runs(name, what, sizes, tmp_path):
     chains.export(made(name), tmp_path / "made.npz")
     with Peer(chains.TORCH[name], PEERS, path=str(tmp_path / "made.npz"), what=what, threads=1, **sizes) as peer:

@@ -7,6 +7,7 @@ import pytest
 
 from core import batches, sampling
 from core import dataset as ds
+from core.config import ConfigError
 from core.rollout import JaxBatch
 from core.types import EnvSpec
 from envs.registry import Options
@@ -175,6 +176,25 @@ def test_norms_against_numpy():
     np.testing.assert_allclose(minmax.raw_action(minmax.action(a)), a, rtol=1e-5)
     none = ds.norm(data)
     np.testing.assert_array_equal(none.state(data.state), data.state)
+
+
+@pytest.mark.parametrize(("floor", "state_norm"), [(-0.1, "minmax"), (-0.1, "none"), (0.1, "none"), (0.1, "standard")])
+def test_a_floor_is_of_ranges_only(floor, state_norm):
+    with pytest.raises(ConfigError, match=f"norm_floor {floor} must be at least 0, and 0 unless state_norm is minmax"):
+        ds.norm(small(), state_norm, floor=floor)
+
+
+def test_states_that_hardly_range_are_normalised_as_if_they_did():
+    data = small()  # of either number, states range over 16
+    plain, low, high = (ds.norm(data, "minmax", floor=floor) for floor in (0.0, 15.0, 30.0))
+    np.testing.assert_array_equal(low.state_scale, plain.state_scale)
+    np.testing.assert_allclose(high.state_scale, 15.0)
+    np.testing.assert_array_equal(high.state_shift, plain.state_shift)
+
+
+def test_chunks_are_not_summed_over_steps():
+    with pytest.raises(ValueError, match="chunks of 2 are not summed over 2 steps"):
+        batches.sampled(4, chunk=2, steps=2)
 
 
 def test_pixels_pass_through():

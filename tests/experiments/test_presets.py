@@ -5,8 +5,9 @@ from dataclasses import fields, replace
 import pytest
 
 import algos
+from core.chunk_policy import Denoising
 from core.config import ConfigError
-from experiments import options
+from experiments import options, parents, runs
 from experiments.presets import preset
 
 TASKS = ("mujoco/hopper-v5", "mujoco/humanoid-v5", "mujoco/swimmer-v5", "metaworld/push", "toy/match")
@@ -64,3 +65,41 @@ def test_the_published_protocol_ends_the_task_at_a_time_limit(algo):
 def test_a_size_that_says_nothing_is_refused(algo, task):
     with pytest.raises(ConfigError, match="no preset published"):
         preset(algo, task, "published")
+
+
+def cloned(folder, task, family="reflow", **denoising):
+    """The folder of a run of cloning that has not begun."""
+    train = preset("chain_bc", task, "cpu", family)
+    config = replace(train.config, denoising=Denoising(**denoising))
+    runs.create(runs.Run(folder, "chain_bc", task, replace(train, config=config)), {})
+    return str(folder)
+
+
+def test_humanoids_shortcut_policies_are_tuned_for_longer_than_its_flows(tmp_path):
+    for family, iterations in (("reflow", 180), ("shortcut", 900)):
+        folder = cloned(tmp_path / family, "mujoco/humanoid-v5", family)
+        assert parents.family(folder) == family
+        chosen = preset("reinflow", "mujoco/humanoid-v5", "full", parents.family(folder))
+        chosen = parents.defaults("reinflow", chosen, folder)
+        assert chosen.config.net.family == family
+        assert chosen.steps == iterations * chosen.epoch
+        assert chosen.config.noise_decay == iterations
+
+
+def test_a_run_without_a_policy_net_has_no_family(tmp_path):
+    runs.create(runs.Run(tmp_path / "bc", "bc", TASKS[0], preset("bc", TASKS[0])), {})
+    assert parents.family(str(tmp_path / "bc")) == ""
+
+
+def test_denoising_steps_are_the_parents_unless_chosen(tmp_path):
+    folder = cloned(tmp_path / "run", TASKS[0], steps=3, grid="inclusive")
+    child = preset("reinflow", TASKS[0])
+    assert child.config.denoising == Denoising()
+    taken = parents.defaults("reinflow", child, folder)
+    assert taken.config.denoising == Denoising(3, "inclusive")
+    assert taken.config.net == runs.load(folder).train.config.net != child.config.net
+    child = preset("fql", TASKS[0])
+    assert child.config.denoising == Denoising(10)
+    assert parents.defaults("fql", child, folder).config.denoising == Denoising(10)
+    child = replace(child, config=replace(child.config, denoising=Denoising()))
+    assert parents.defaults("fql", child, folder).config.denoising == Denoising(3, "inclusive")
