@@ -150,14 +150,15 @@ def actor_loss(
     """L_pi - entropy_weight * entropy + bc_weight * regulariser of `shaped` items -> (f32[], metrics)."""
     with jax.default_matmul_precision(HIGHEST):
         judged = actor.judge(params, state, batch.obs, batch.chain, batch.level)
+        penalty = actor.penalty(params, state, batch.obs, key) if cfg.bc_weight else None
     log_ratio = judged.log_prob - batch.log_prob
     total, metrics = ppo_clip(log_ratio, batch.advantage, actor.clip(batch.level))
     entropy = judged.entropy.mean()
     metrics |= {"policy/loss": total, "policy/entropy": entropy, "policy/clamped": judged.clamped.mean()}
     total = total - cfg.entropy_weight * entropy
     if cfg.bc_weight:
-        metrics["policy/bc"] = actor.penalty(params, state, batch.obs, key)
-        total = total + cfg.bc_weight * metrics["policy/bc"]
+        metrics["policy/bc"] = penalty
+        total = total + cfg.bc_weight * penalty
     return total, metrics
 
 

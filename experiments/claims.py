@@ -128,7 +128,7 @@ def _costs(row: Measured, dppo: Measured) -> list[str]:
     level = LEVEL * dppo.end.mean()
     ours, theirs = row.seconds_to(level), dppo.seconds_to(level)
     reached = ["-", "-"]
-    if theirs > 0:
+    if level > 0 and theirs > 0:
         reached = ["not reached", "-"] if math.isnan(ours) else [f"{ours:.0f}", f"{ours / theirs:.2f}x"]
     return [f"{row.seconds / dppo.seconds:.2f}x", *reached]
 

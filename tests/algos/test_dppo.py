@@ -85,6 +85,7 @@ def test_what_acting_records_is_what_the_likelihood_says(sampler):
 
 @pytest.mark.parametrize("cfg", [CONFIG, ddim(CONFIG, 4)], ids=["ddpm", "ddim"])
 def test_acting_and_judging_multiply_with_all_digits(cfg):
+    cfg = replace(cfg, bc_weight=0.1)
     tuning.check_precision(dppo.make(cfg, SPEC), dppo.actor(cfg, SPEC)[1], cfg, state_of(), OBS)
 
 

@@ -73,8 +73,14 @@ def test_time_to_where_dppo_ends(tmp_path):
 
 @pytest.mark.parametrize(
     ("metric", "dppo"),
-    [("return", (290, 250, 300)), ("return", (-200, -150, -100)), ("success", (0.0, 0.0, 0.0))],
-    ids=["its start is there already", "it ends below 0", "it ends at 0"],
+    [
+        ("return", (290, 250, 300)),
+        ("return", (-200, -150, -100)),
+        ("return", (-200, -50, -100)),
+        ("return", (-5, -3, 0)),
+        ("success", (0.0, 0.0, 0.0)),
+    ],
+    ids=["its start is there already", "it ends below 0", "and was higher", "it ends at 0", "no success"],
 )
 def test_no_time_is_told_where_dppo_did_not_come_there_by_training(metric, dppo, tmp_path):
     assert costs(tmp_path, metric, (0.2, 0.5, 1.0), dppo) == ["1.00x", "-", "-"]
