@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
 from core.config import ConfigError
-from core.losses import check_shapes, ensemble_mse, mse, td_target
+from core.losses import check_shapes, ensemble_mse, mean, mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype, member
 from core.optim import Trained
 from core.rng import streams
@@ -70,6 +70,8 @@ class Batch(NamedTuple):
     reward: Array  # f32[B]
     next_obs: Array  # f32[B, S]
     terminated: Array  # bool[B]
+    weight: Array | None = None  # f32[B] of each row's squared errors; None: 1
+    policy_weight: Array | None = None  # f32[B] of each row's Q in the policy's loss; None: 1
 
 
 def networks(cfg: Config, spec: EnvSpec) -> Networks:
@@ -101,22 +103,22 @@ def td3_target(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Co
 def critic_loss(critic_params: PyTree, target: Array, batch: Batch, nets: Networks) -> tuple[Array, Metrics]:
     """L_Q for targets f32[B]."""
     q = nets.critic.apply(critic_params, batch.obs, batch.action)  # f32[E, B]
-    loss = ensemble_mse(q, target)
+    loss = ensemble_mse(q, target, batch.weight)
     return loss, {"critic/loss": loss, "critic/q": q.mean()}
 
 
-def policy_objective(action: Array, critic_params: PyTree, obs: Array, nets: Networks, alpha: float):
+def policy_objective(action: Array, critic_params: PyTree, batch: Batch, nets: Networks, alpha: float):
     """-lambda mean Q_1(s, action), the part of L_pi that follows the critic -> (f32[], metrics)."""
-    q = nets.critic_1.apply(member(critic_params, 0), obs, action)
+    q = nets.critic_1.apply(member(critic_params, 0), batch.obs, action)
     scale = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
-    return -scale * q.mean(), {"actor/q": q.mean(), "actor/lambda": scale}
+    return -scale * mean(q, batch.policy_weight), {"actor/q": q.mean(), "actor/lambda": scale}
 
 
 def actor_loss(actor_params: PyTree, critic_params: PyTree, batch: Batch, nets: Networks, cfg: Config):
     """L_pi with the critics' current parameters -> (f32[], metrics)."""
     action = nets.actor.apply(actor_params, batch.obs)
-    policy, metrics = policy_objective(action, critic_params, batch.obs, nets, cfg.alpha)
-    bc = mse(action, batch.action)
+    policy, metrics = policy_objective(action, critic_params, batch, nets, cfg.alpha)
+    bc = mse(action, batch.action, batch.weight)
     return policy + bc, {"actor/loss": policy + bc, "actor/bc": bc, **metrics}
 
 
@@ -149,7 +151,10 @@ def update_with(state: State, batch: Batch, noise: Array, nets: Networks, cfg: C
 
 def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
     action = cfg.max_action * norm.action(t.action)
-    return Batch(as_input(norm, t.obs), action, t.reward, as_input(norm, t.next_obs), t.terminated)
+    obs, next_obs = as_input(norm, t.obs), as_input(norm, t.next_obs)
+    given = dict(t.extras)
+    weights = given.get("weight"), given.get("policy_weight")
+    return Batch(obs, action, t.reward, next_obs, t.terminated, *weights)
 
 
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:

@@ -6,21 +6,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from core import replay, sampling
 from core.returns import n_step
 from core.types import Array, Data, Dataset, Key, Norm, Observation, PyTree, Replay, Sampler, Transition
 
 
-def data(
-    dataset: Dataset, norm: Norm, sampler: Sampler | None = None, loss_weight: Array | None = None, extra: PyTree = ()
-) -> Data:
-    """Put a dataset on the device; by default uniformly sampled, every transition of weight one."""
-    n = len(dataset.row)
-    sampler = sampling.uniform(n) if sampler is None else sampler
-    weight = np.ones(n, np.float32) if loss_weight is None else loss_weight
-    return jax.tree.map(jnp.asarray, Data(dataset, sampler, norm, weight, extra))
+def data(dataset: Dataset, norm: Norm, sampler: Sampler | None = None, extra: PyTree = ()) -> Data:
+    """Put a dataset on the device, by default uniformly sampled."""
+    sampler = sampling.uniform(len(dataset.row)) if sampler is None else sampler
+    return jax.tree.map(jnp.asarray, Data(dataset, sampler, norm, extra))
 
 
 def stacked(dataset: Dataset, row: Array, length: int) -> Array:
@@ -84,7 +79,7 @@ def sampled(
     """The plain `sample` of an algorithm: B independent transitions by the data's sampler.
 
     Args: as for `transitions`; chunk: H > 0 draws transitions of chunks (`chunks`; a replay holds such already).
-    Extras: "discount"; from a dataset also "row" and "weight", the loss weight.
+    Extras: "discount"; from a dataset also "row".
     """
 
     if chunk and steps > 1:
@@ -95,12 +90,9 @@ def sampled(
         if isinstance(data.dataset, Replay):  # its states hold their history already
             return replay.transitions(data.dataset, position, steps, discount)
         row = data.dataset.row[position]
-        t = (
-            chunks(data.dataset, row, chunk, history)
-            if chunk
-            else transitions(data.dataset, row, history, steps, discount)
-        )
-        return t._replace(extras={**t.extras, "weight": data.loss_weight[position]})
+        if chunk:
+            return chunks(data.dataset, row, chunk, history)
+        return transitions(data.dataset, row, history, steps, discount)
 
     return sample
 
@@ -128,6 +120,6 @@ def windows(dataset: Dataset, row: Array, before: int, after: int) -> tuple[Arra
 
 
 def nbytes_per_transition(data: Data) -> float:
-    """Device bytes of dataset, sampler and loss weights, per transition."""
-    arrays = jax.tree.leaves((data.dataset, data.sampler, data.loss_weight))
+    """Device bytes of dataset and sampler, per transition."""
+    arrays = jax.tree.leaves((data.dataset, data.sampler))
     return sum(a.nbytes for a in arrays) / len(data.dataset.row)

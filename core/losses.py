@@ -20,16 +20,28 @@ def td_target(reward: Array, terminated: Array, next_value: Array, discount: flo
     return reward + discount * (1 - terminated.astype(next_value.dtype)) * next_value
 
 
-def mse(prediction: Array, target: Array) -> Array:
-    """Mean of the squared difference over all axes -> f32[]."""
+def mean(x: Array, weight: Array | None = None) -> Array:
+    """Mean of f32[B, ...] over all axes, each row times its `weight` f32[B] -> f32[]; None: all weights 1."""
+    if weight is None:
+        return x.mean()
+    check_shapes(rows=x[(slice(None), *(0,) * (x.ndim - 1))], weight=weight)
+    return (weight * x.mean(axis=tuple(range(1, x.ndim)))).mean()
+
+
+def mse(prediction: Array, target: Array, weight: Array | None = None) -> Array:
+    """Mean of the squared difference over all axes, rows weighted as in `mean` -> f32[]."""
     check_shapes(prediction=prediction, target=target)
-    return jnp.square(prediction - target).mean()
+    return mean(jnp.square(prediction - target), weight)
 
 
-def ensemble_mse(q: Array, target: Array) -> Array:
-    """Sum over members of each one's mean squared error: q f32[E, B], target f32[B] -> f32[]."""
+def ensemble_mse(q: Array, target: Array, weight: Array | None = None) -> Array:
+    """Sum over members of their mean squared errors: q f32[E, B], target f32[B], rows weighted by f32[B] -> f32[]."""
     check_shapes(member=q[0], target=target)
-    return jnp.square(q - target).mean(axis=tuple(range(1, q.ndim))).sum()
+    squared = jnp.square(q - target)
+    if weight is not None:
+        check_shapes(target=target, weight=weight)
+        squared = weight * squared
+    return squared.mean(axis=tuple(range(1, q.ndim))).sum()
 
 
 def ppo_clip(log_ratio: Array, advantage: Array, clip: float | Array) -> tuple[Array, Metrics]:

@@ -67,7 +67,7 @@ def cut(replay: Replay, where: Array | bool = True) -> Replay:
 def view(replay: Replay, norm: Norm) -> Data:
     """What `sample` draws from: every transition that is kept, alike."""
     steps, num_envs = _shape(replay)
-    return Data(replay, Sampler((), (), jnp.minimum(replay.added[0], steps) * num_envs), norm, ())
+    return Data(replay, Sampler((), (), jnp.minimum(replay.added[0], steps) * num_envs), norm)
 
 
 def _shape(replay: Replay) -> tuple[int, int]:

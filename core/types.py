@@ -83,7 +83,7 @@ class Transition(NamedTuple):
     next_obs: Observation
     terminated: Array
     truncated: Array
-    extras: PyTree = ()  # whatever `act` recorded; drawn from data: "discount", from a dataset also "row", "weight"
+    extras: PyTree = ()  # whatever `act` recorded; drawn from data: "discount", from a dataset also "row"
     success: Array = ()  # f32, from a rollout
 
 
@@ -164,7 +164,6 @@ class Data(NamedTuple):
     dataset: Dataset | Replay
     sampler: Sampler
     norm: Norm
-    loss_weight: Array  # f32[N], ones unless a scheme reweights the loss instead of the sampler; () for a replay
     extra: PyTree = ()  # what `prepare` made
 
 

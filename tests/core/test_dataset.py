@@ -68,12 +68,11 @@ def batch_of(data, rows, history):
     return batches.transitions(jax.tree.map(jnp.asarray, data), jnp.asarray(rows), history)
 
 
-def test_loss_weights_come_with_their_transitions():
+def test_every_transition_is_drawn_under_its_own_row():
     data = small()
-    on_device = batches.data(data, ds.norm(data), loss_weight=np.arange(7, dtype=np.float32))
-    t = batches.sampled(64)(on_device, jax.random.key(0))
-    assert len(set(np.asarray(t.extras["row"]))) == 7
-    np.testing.assert_array_equal(data.row[t.extras["weight"].astype(int)], t.extras["row"])
+    t = batches.sampled(64)(batches.data(data, ds.norm(data)), jax.random.key(0))
+    assert set(np.asarray(t.extras["row"])) == set(data.row)
+    np.testing.assert_array_equal(data.action[t.extras["row"]], t.action)
 
 
 def test_whole_chunks():
