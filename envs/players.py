@@ -78,6 +78,22 @@ class Expert:
         return self._expert.get_action(obs.state[0].astype(np.float64))[None]
 
 
+class Random:
+    """Uniformly random actions as a `Policy`, each episode's from its own seed."""
+
+    def __init__(self, spec: EnvSpec):
+        self._spec = spec
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._draws = [np.random.default_rng(seed) for seed in seeds]
+
+    def act(self, obs: Observation) -> Array:
+        shape, count = self._spec.action_shape, self._spec.num_actions
+        if count:
+            return np.stack([draw.integers(count, size=shape, dtype=np.int32) for draw in self._draws])
+        return np.stack([draw.uniform(-1, 1, shape) for draw in self._draws]).astype(np.float32)
+
+
 class Recorder(Wrapper):
     """Adds noise to every primitive action, and keeps the first episode of each slot."""
 

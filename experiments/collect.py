@@ -21,7 +21,7 @@ from core.metrics import Progress
 from core.types import Array, EnvSpec, Observation
 from envs import collect as maker
 from envs import mix as mixing
-from envs import policies, registry
+from envs import players, policies, registry
 from envs.collect import Recipe, Source
 from envs.readers.files import many
 from envs.workers import cores
@@ -107,6 +107,7 @@ class Asked(NamedTuple):
     replay: bool = False
     explore: bool = False
     seed_index: int | None = None
+    random: bool = False
 
     def without(self, names: Sequence[str], why: str) -> None:
         """Raises: ConfigError `why`, with the option in the place of {}, when one of these was given."""
@@ -127,14 +128,14 @@ def command(recipe: Recipe, asked: Asked, out: Path | None, workers: int) -> dic
     """
     if recipe.task == "mix":
         leave = "a mixture is made of FILE:WEIGHT ..., --transitions, --seed and --out; leave {} out"
-        asked.without((*WEIGHTS, *RUN), leave)
+        asked.without((*WEIGHTS, *RUN, "random"), leave)
         if replace(recipe, transitions=0, seed=0) != Recipe("mix") or workers:
             raise ConfigError(leave.format("the other options"))
         return mix(asked.mixture, recipe.transitions, recipe.seed, out)
     if asked.mixture:
         raise ConfigError(f"'{asked.mixture[0]}' is one word too many, unless it belongs to a mixture: collect mix ...")
     if asked.run:
-        asked.without(WEIGHTS, "--run plays a run's own policies; leave {} out")
+        asked.without((*WEIGHTS, "random"), "--run plays a run's own policies; leave {} out")
         chosen = {name: getattr(asked, name) for name in ("best", "replay", "explore", "seed_index")}
         made_by = of_run(recipe, asked.run, asked.checkpoint, **chosen)
         if asked.replay:
@@ -143,6 +144,10 @@ def command(recipe: Recipe, asked: Asked, out: Path | None, workers: int) -> dic
     asked.without(RUN, "{} is for --run RUN; leave it out")
     if not recipe.task:
         raise ConfigError("which task? rheostat collect TASK (see `rheostat list tasks`), or --run RUN")
+    if asked.random:
+        asked.without(WEIGHTS, "--random plays uniformly random actions; leave {} out")
+        card = {"player": "uniformly random actions", "name": "random"}
+        return collect(recipe, out, workers, made_by=maker.policies(recipe, [players.Random], [card]))
     if asked.policy:
         made_by = of_weights(recipe, asked.policy, asked.activation, asked.source)
         return collect(recipe, out, workers, made_by=made_by)

@@ -139,11 +139,12 @@ def collect(
     replay: bool = False,
     explore: bool = False,
     seed_index: int | None = None,
+    random: bool = False,
     max_steps: int = 0,
     seed: int = 0,
     workers: int = 0,
 ) -> None:
-    """Make a dataset: by a scripted expert, an oracle, weights, a run, or from other datasets.
+    """Make a dataset: by a scripted expert, an oracle, weights, a run, random actions, or from other datasets.
 
     rheostat collect metaworld/push --episodes 100 --noise 0.5
 
@@ -174,6 +175,7 @@ def collect(
         replay: all checkpoints, equal shares, as a replay buffer has them; a run keeps the last --keep N and the best.
         explore: act as in training, instead of as in evaluation.
         seed_index: only this one of the run's seeds, from 0.
+        random: uniformly random actions.
         max_steps: shorter episodes than the task's own; for oracles any length.
         seed: base of the episodes' seeds; episode e depends on it and e only.
         workers: processes that play, beside this one; 0: as many as cores.
@@ -182,7 +184,8 @@ def collect(
     from experiments.collect import Asked, command
 
     recipe = Recipe(task, episodes, noise, seed, max_steps, transitions, kind or "")
-    player = Asked(mixture, policy, activation or "", source, run, checkpoint, best, replay, explore, seed_index)
+    of_run = (run, checkpoint, best, replay, explore, seed_index)
+    player = Asked(mixture, policy, activation or "", source, *of_run, random)
     command(recipe, player, out, workers)
 
 

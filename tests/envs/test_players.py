@@ -11,7 +11,7 @@ from core.config import ConfigError
 from core.seeds import derive
 from envs import collect, datasets
 from envs.collect import Recipe
-from envs.players import Expert, Rollouts
+from envs.players import Expert, Random, Rollouts
 from envs.registry import Options
 
 HOPPER = "mujoco/hopper-v5"
@@ -142,3 +142,21 @@ def test_discrete_actions_are_kept_and_take_no_noise():
     assert arrays["terminated"].sum() == 4 - (arrays["length"] == player.spec.max_steps).sum()
     with pytest.raises(ConfigError, match="discrete actions"):
         rollouts("toy/frozenlake", Chooser, noise=0.1)
+
+
+@pytest.mark.parametrize("task", [HOPPER, "toy/frozenlake"])
+def test_random_actions_are_uniform_and_belong_to_their_episode(task):
+    alone, both = (rollouts(task, Random, slots) for slots in (1, 2))
+    arrays, again = alone.play(0, [5, 3]), both.play(0, [5, 3])
+    for key, values in arrays.items():
+        np.testing.assert_array_equal(values, again[key])
+    data = dataset.from_lengths(*(arrays[key] for key in datasets.ARRAYS[:5]))
+    action = arrays["action"][data.row]
+    if alone.spec.num_actions:
+        assert set(np.unique(action)) == set(range(alone.spec.num_actions))
+    else:
+        assert abs(action.mean()) < 0.25
+        assert abs(action.var() - 1 / 3) < 0.15
+        assert np.abs(action).max() <= 1
+    for player in (alone, both):
+        player.close()
