@@ -11,6 +11,13 @@ from core.config import choose
 NAMES = {
     "bc": "algos.bc",
     "td3_bc": "algos.td3_bc",
+    "prdc": "algos.prdc",
+    "iql": "algos.iql",
+    "cql": "algos.cql",
+    "rebrac": "algos.rebrac",
+    "dw_iql": "algos.dw_iql",
+    "dw_td3_bc": "algos.dw_td3_bc",
+    "dw_cql": "algos.dw_cql",
     "sac": "algos.sac",
     "ppo": "algos.ppo",
     "fql": "algos.fql",

@@ -90,12 +90,17 @@ def optimisers(cfg: Config):
     return optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
 
 
-def td3_target(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
-    """y f32[B] by the target networks; noise f32[B, A] standard normal."""
+def smoothed_action(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
+    """a~ f32[B, A] of the target policy; noise f32[B, A] standard normal."""
     m = cfg.max_action
     check_shapes(noise=noise, action=batch.action)
     noise = jnp.clip(cfg.policy_noise * m * noise, -cfg.noise_clip * m, cfg.noise_clip * m)
-    action = jnp.clip(nets.actor.apply(state.actor_target, batch.next_obs) + noise, -m, m)
+    return jnp.clip(nets.actor.apply(state.actor_target, batch.next_obs) + noise, -m, m)
+
+
+def td3_target(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
+    """y f32[B] by the target networks; noise f32[B, A] standard normal."""
+    action = smoothed_action(state, batch, noise, nets, cfg)
     q = nets.critic.apply(state.critic_target, batch.next_obs, action).min(axis=0)
     return td_target(batch.reward, batch.terminated, q, cfg.discount)
 
@@ -114,11 +119,13 @@ def policy_objective(action: Array, critic_params: PyTree, batch: Batch, nets: N
     return -scale * mean(q, batch.policy_weight), {"actor/q": q.mean(), "actor/lambda": scale}
 
 
-def actor_loss(actor_params: PyTree, critic_params: PyTree, batch: Batch, nets: Networks, cfg: Config):
-    """L_pi with the critics' current parameters -> (f32[], metrics)."""
+def actor_loss(
+    actor_params: PyTree, critic_params: PyTree, batch: Batch, wanted: Array, nets: Networks, cfg: Config
+) -> tuple[Array, Metrics]:
+    """L_pi with the critics' current parameters, cloning actions `wanted` f32[B, A] -> (f32[], metrics)."""
     action = nets.actor.apply(actor_params, batch.obs)
     policy, metrics = policy_objective(action, critic_params, batch, nets, cfg.alpha)
-    bc = mse(action, batch.action, batch.weight)
+    bc = mse(action, wanted, batch.weight)
     return policy + bc, {"actor/loss": policy + bc, "actor/bc": bc, **metrics}
 
 
@@ -135,15 +142,27 @@ def update_targets(state: State, cfg: Config) -> State:
     )
 
 
-def update_with(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> tuple[State, Metrics]:
-    """One whole update for given draws: noise f32[B, A] standard normal."""
+def stored(state: State, batch: Batch) -> tuple[Array, Metrics]:
+    """What the policy clones: the action of the data."""
+    return batch.action, {}
+
+
+def update_with(
+    state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config, cloned=stored
+) -> tuple[State, Metrics]:
+    """One whole update for given draws: noise f32[B, A] standard normal.
+
+    Args: cloned: (state, batch) -> (f32[B, A] actions that the policy clones, metrics), asked on the actor's calls.
+    """
     # --- critics ---
     state, metrics = update_critic(state, batch, noise, nets, cfg)
 
     # --- delayed actor and targets ---
     def late(state):
-        actor, metrics = optim.step(optimisers(cfg)[0], actor_loss, state.actor, state.critic.params, batch, nets, cfg)
-        return update_targets(state._replace(actor=actor), cfg), metrics
+        wanted, of_wanted = cloned(state, batch)
+        losses = state.critic.params, batch, wanted, nets, cfg
+        actor, metrics = optim.step(optimisers(cfg)[0], actor_loss, state.actor, *losses)
+        return update_targets(state._replace(actor=actor), cfg), {**metrics, **of_wanted}
 
     state, late_metrics = optim.every(cfg.actor_period, state.step, late, state)
     return state._replace(step=state.step + 1), {**metrics, **late_metrics}

@@ -9,6 +9,8 @@ import numpy as np
 from core.config import ConfigError, choose
 from core.types import Array, Dataset, EnvSpec, Norm
 
+ROUNDING = 1e-9  # returns that differ by less, relative to their size, are equal
+
 
 class DataError(ConfigError):
     """A dataset that must not be trained on; the message names the file, the key and the row."""
@@ -39,11 +41,38 @@ class Episodes(NamedTuple):
 
 
 def episodes(dataset: Dataset) -> Episodes:
-    """First row, length and return of every episode (host)."""
+    """First row, length and return of every episode (host).
+
+    The return is over the transitions: what a flat file gives the last row of an episode, where none starts, is not in
+    it.  Episodes of the same rewards have the same return, bit for bit.
+    """
     first = np.unique(np.asarray(dataset.first)).astype(np.int64)
-    length = np.asarray(dataset.last)[first] - first
-    total = np.concatenate([[0.0], np.cumsum(np.asarray(dataset.reward, np.float64))])
-    return Episodes(first, length, total[first + length] - total[first])
+    last = np.asarray(dataset.last)[first]
+    reward = np.array(dataset.reward, np.float64)
+    reward[last] = 0
+    return Episodes(first, last - first, np.add.reduceat(reward, first) if len(first) else np.zeros(0))
+
+
+def training_reward(reward: Array, ret: Array, scale: float = 1.0, shift: float = 0.0, span: float = 0.0) -> Array:
+    """Rewards to learn from: f32[M], computed in float64; what a policy is judged by stays as it is (host).
+
+        r <- scale * r * span / (max G - min G) + shift,     without the fraction where span is 0
+
+    Args: reward: f32[M]; ret: f[E] the returns G of its episodes.
+    Raises: ConfigError for a span where all returns are equal, a scale of 0, and rewards that are then not finite.
+    Reference: span 1000 is IQL's on D4RL's locomotion (Kostrikov et al., 2021, arXiv:2110.06169).
+    """
+    low, high = float(np.min(ret)), float(np.max(ret))
+    if span < 0 or not scale:
+        raise ConfigError(f"reward_range {span:g} must be at least 0, and reward_scale {scale:g} another than 0")
+    if span and high - low <= ROUNDING * max(abs(low), abs(high)):
+        raise ConfigError(f"reward_range {span:g}: all episodes have the return {high:g}; leave it at 0")
+    with np.errstate(over="ignore"):
+        factor = scale * (span / (high - low) if span else 1.0)
+        changed = (np.asarray(reward, np.float64) * factor + shift).astype(np.float32)
+    if not np.isfinite(changed).all():
+        raise ConfigError(f"rewards up to {np.abs(reward).max():g} times {factor:g} plus {shift:g} leave float32")
+    return changed
 
 
 def whole(dataset: Dataset, size: int) -> np.ndarray:

@@ -87,7 +87,8 @@ def layer_norm(x: Array, eps: float) -> Array:
 class MLP(nn.Module):
     """Dense layers of the given sizes on the concatenated inputs: f32[..., in] -> f32[..., sizes[-1]].
 
-    All layers but the last are followed by the activation, with a LayerNorm "before" or "after" it where asked.
+    All layers but the last are followed by the activation, with a LayerNorm "before" or "after" it where asked, and
+    then by dropout where `apply` is given `rngs={"dropout": key}`.
     """
 
     sizes: tuple[int, ...]
@@ -97,6 +98,7 @@ class MLP(nn.Module):
     norm_eps: float = 1e-5
     weights: str = "torch"  # initialiser, see `INITIALIZERS`
     head_weights: str = ""  # of the last layer; empty: as the others
+    dropout: float = 0.0  # share of hidden units that are dropped; the others grow by 1 / (1 - dropout)
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
@@ -108,6 +110,7 @@ class MLP(nn.Module):
             x = layer_norm(x, self.norm_eps) if place == 1 else x
             x = act(x)
             x = layer_norm(x, self.norm_eps) if place == 2 else x
+            x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
         return final(dense(x, self.sizes[-1], self.head_weights or self.weights))
 
 

@@ -145,10 +145,14 @@ def when(due: Array, fn: Fn, state: PyTree) -> tuple[PyTree, Metrics]:
     return jax.lax.cond(due, fn, lambda state: (state, skipped), state)
 
 
-def every(period: int, step: Array, fn: Fn, state: PyTree) -> tuple[PyTree, Metrics]:
-    """`when` on calls number period, 2 * period, ...; `step` i32[] counts the calls before this one."""
+def every(period: int, step: Array, fn: Fn, state: PyTree, first: int = 0) -> tuple[PyTree, Metrics]:
+    """`when` on calls number first, first + period, ...; `step` i32[] counts the calls before this one.
+
+    Args: first: at most the period; 0: as the period.
+    Raises: ConfigError for a period below 1.
+    """
     if period < 1:
         raise ConfigError(f"a period of {period} updates: it must be at least 1")
     if period == 1:
         return fn(state)
-    return when((lockstep(step) + 1) % period == 0, fn, state)
+    return when((lockstep(step) + 1 - first) % period == 0, fn, state)

@@ -8,13 +8,18 @@ import zlib
 from pathlib import Path
 
 
-def cache_folder() -> Path:
-    """Below $RHEOSTAT_CACHE or the user's cache folder, one per kind of processor: a cluster's nodes share a home."""
+def cache(name: str) -> Path:
+    """Where something is kept that can be made again: below $RHEOSTAT_CACHE or the user's cache folder."""
     base = os.environ.get("RHEOSTAT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "rheostat"
+    return Path(base).expanduser() / name
+
+
+def cache_folder() -> Path:
+    """Of compiled programs, one per kind of processor: a cluster's nodes share a home."""
     info = Path("/proc/cpuinfo")
     flags = [line for line in info.read_text().splitlines() if line.startswith("flags")][:1] if info.exists() else []
     kind = f"{platform.machine()}-{zlib.crc32(repr(flags).encode()):08x}"
-    return Path(base).expanduser() / "jax" / kind
+    return cache("jax") / kind
 
 
 def configure(acting: bool = False) -> None:

@@ -125,11 +125,13 @@ class Start(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """Walker's alias table over N transitions; see `core.sampling`."""
+    """Walker's alias table over R runs of neighbouring transitions, alike within each; see `core.sampling`."""
 
-    keep: Array  # f32[N] probability of staying in the drawn cell; () when all transitions are alike
-    alias: Array  # i32[N] where to go otherwise; ()
-    size: Array  # i32[] transitions to draw from: N for a dataset, what is filled for a replay
+    keep: Array  # f32[R] probability of staying in the drawn run; () when all transitions are alike
+    alias: Array  # i32[R] where to go otherwise; ()
+    size: Array  # i32[] transitions: N of a dataset, what is filled of a replay
+    first: Array = ()  # i32[R] a run's first transition
+    count: Array = ()  # i32[R] how many it has
 
 
 class Dataset(NamedTuple):

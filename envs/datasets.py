@@ -24,6 +24,7 @@ import numpy as np
 from core import dataset as ds
 from core.dataset import DataError
 from core.types import Dataset, EnvSpec
+from envs import measures
 from envs.readers import formats, published
 from envs.readers.files import File, open_file
 from envs.readers.formats import OURS
@@ -46,9 +47,9 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Statistics of a dataset: size, quantiles of return and length, success."""
-    dataset = _index(arrays)
+def describe(arrays: dict[str, np.ndarray], task: str | None = None) -> dict[str, Any]:
+    """Statistics of a dataset: size, quantiles of return and length, success, and its `envs.measures`."""
+    dataset = index(arrays)
     of = ds.episodes(dataset)
 
     def quantiles(x: np.ndarray) -> dict[str, float]:
@@ -65,6 +66,7 @@ def describe(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         "success": float(arrays["success"].mean()),
         "terminated": int(arrays["terminated"].sum()),
         "action_range": [float(arrays["action"].min()), float(arrays["action"].max())],
+        "measures": measures.measures(dataset, task),
     }
 
 
@@ -76,7 +78,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any])
     """
     path = Path(path)
     check(arrays, str(path))
-    card = {"format": "rheostat 1", **made, **describe(arrays), "sha256": digest(arrays)}
+    card = {"format": "rheostat 1", **made, **describe(arrays, made.get("task")), "sha256": digest(arrays)}
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +99,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], made: dict[str, Any])
 
 def check(arrays: dict[str, np.ndarray], name: str, spec: EnvSpec | None = None) -> None:
     """Raises: DataError for arrays that could not be trained on, or that do not fit `spec`."""
-    ds.check(_index(arrays, name), name, spec)
+    ds.check(index(arrays, name), name, spec)
 
 
 def locate(path: str | Path) -> Path:
@@ -136,7 +138,7 @@ def read(path: str | Path, spec: EnvSpec | None = None, task: str | None = None)
     arrays, card = load(path, task, published.limit_of(path) or (spec.max_steps if spec else None))
     if task not in (None, card["task"] or task):
         raise DataError(f"{path} was made on {card['task']}, not on {task}; --data.any-task trains on it all the same")
-    dataset = _index(arrays, str(path))
+    dataset = index(arrays, str(path))
     ds.check(dataset, str(path), spec)
     return dataset, card
 
@@ -183,7 +185,7 @@ def _foreign(
     notes = [*found.notes, *([] if of else [UNNAMED])]
     source = {"file": str(file.path.absolute()), "bytes": file.path.stat().st_size}
     check(found.arrays, file.name)
-    card = {"format": kind, "task": of, "source": source, "notes": notes, **describe(found.arrays)}
+    card = {"format": kind, "task": of, "source": source, "notes": notes, **describe(found.arrays, of)}
     return found.arrays, {**card, "sha256": digest(found.arrays)}
 
 
@@ -203,6 +205,7 @@ def _check_lengths(arrays: dict[str, np.ndarray], name: str) -> None:
         raise DataError(f"{name}: key 'success': it must be a finite float32 for each of the {len(length)} episodes")
 
 
-def _index(arrays: dict[str, np.ndarray], name: str = "dataset") -> Dataset:
+def index(arrays: dict[str, np.ndarray], name: str = "dataset") -> Dataset:
+    """The arrays of a dataset in our layout as a `Dataset`.  Raises: DataError for lengths that do not fit."""
     _check_lengths(arrays, name)
     return ds.from_lengths(*(arrays[name] for name in ARRAYS[:5]))

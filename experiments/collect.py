@@ -72,7 +72,9 @@ def collect(
     return card
 
 
-def mix(texts: Sequence[str], transitions: int, seed: int, out: Path | None) -> dict[str, Any]:
+def mix(
+    texts: Sequence[str], transitions: int, seed: int, out: Path | None, replacement: bool = False
+) -> dict[str, Any]:
     """Mix datasets named `FILE:WEIGHT`; returns the card.  Raises: ConfigError."""
     if not transitions or not out:
         raise ConfigError("a mixture needs --transitions N and --out FILE")
@@ -81,7 +83,7 @@ def mix(texts: Sequence[str], transitions: int, seed: int, out: Path | None) -> 
     progress.say(f"{len(parts)} files, seed {seed} -> {out}")
     progress.stage("drawing")
     try:
-        card = mixing.mix(parts, transitions, seed, out, runs.provenance(), progress.advance)
+        card = mixing.mix(parts, transitions, seed, out, runs.provenance(), progress.advance, replacement)
     finally:
         progress.close()
     for parent in card["parents"]:
@@ -108,6 +110,7 @@ class Asked(NamedTuple):
     explore: bool = False
     seed_index: int | None = None
     random: bool = False
+    replacement: bool = False
 
     def without(self, names: Sequence[str], why: str) -> None:
         """Raises: ConfigError `why`, with the option in the place of {}, when one of these was given."""
@@ -127,13 +130,14 @@ def command(recipe: Recipe, asked: Asked, out: Path | None, workers: int) -> dic
     Raises: ConfigError for options that do not go together.
     """
     if recipe.task == "mix":
-        leave = "a mixture is made of FILE:WEIGHT ..., --transitions, --seed and --out; leave {} out"
+        leave = "a mixture is made of FILE:WEIGHT ..., --transitions, --replacement, --seed and --out; leave {} out"
         asked.without((*WEIGHTS, *RUN, "random"), leave)
         if replace(recipe, transitions=0, seed=0) != Recipe("mix") or workers:
             raise ConfigError(leave.format("the other options"))
-        return mix(asked.mixture, recipe.transitions, recipe.seed, out)
+        return mix(asked.mixture, recipe.transitions, recipe.seed, out, asked.replacement)
     if asked.mixture:
         raise ConfigError(f"'{asked.mixture[0]}' is one word too many, unless it belongs to a mixture: collect mix ...")
+    asked.without(["replacement"], "{} is for mixtures, collect mix ...; leave it out")
     if asked.run:
         asked.without((*WEIGHTS, "random"), "--run plays a run's own policies; leave {} out")
         chosen = {name: getattr(asked, name) for name in ("best", "replay", "explore", "seed_index")}

@@ -50,13 +50,14 @@ def train(args: list[str]) -> None:
         return
     algo, task, *rest = args
     registry.check(task)
-    size, family, parent = (_value(rest, option) for option in ("--preset", "--config.net.family", "--from"))
+    names = "--preset", "--config.net.family", "--from", "--data.path"
+    size, family, parent, data = (_value(rest, option) for option in names)
     if parent:
         from experiments import parents
 
         default = parents.defaults(algo, preset(algo, task, size or "full", parents.family(parent)), parent)
     else:
-        default = preset(algo, task, size or "full", family)
+        default = preset(algo, task, size or "full", family, data)
     chosen = tyro.cli(
         options.Train, args=rest, default=default, prog=f"rheostat train {algo} {task}",
         description=f"Train {algo} on {task}.  The defaults are the preset's.",
@@ -140,6 +141,7 @@ def collect(
     explore: bool = False,
     seed_index: int | None = None,
     random: bool = False,
+    replacement: bool = False,
     max_steps: int = 0,
     seed: int = 0,
     workers: int = 0,
@@ -176,6 +178,7 @@ def collect(
         explore: act as in training, instead of as in evaluation.
         seed_index: only this one of the run's seeds, from 0.
         random: uniformly random actions.
+        replacement: with mix: draw every episode from all of its file, as the mixtures of trajectory weighting do.
         max_steps: shorter episodes than the task's own; for oracles any length.
         seed: base of the episodes' seeds; episode e depends on it and e only.
         workers: processes that play, beside this one; 0: as many as cores.
@@ -185,7 +188,7 @@ def collect(
 
     recipe = Recipe(task, episodes, noise, seed, max_steps, transitions, kind or "")
     of_run = (run, checkpoint, best, replay, explore, seed_index)
-    player = Asked(mixture, policy, activation or "", source, *of_run, random)
+    player = Asked(mixture, policy, activation or "", source, *of_run, random, replacement)
     command(recipe, player, out, workers)
 
 
@@ -195,6 +198,7 @@ def data(
     out: Path | None = None,
     task: str | None = None,
     max_steps: int | None = None,
+    reference: str | None = None,
 ) -> None:
     """What a dataset holds; or the same in our own format.  Reads D4RL, Minari, OGBench, DPPO and ours.
 
@@ -204,12 +208,18 @@ def data(
         out: with convert: the npz to write.
         task: which task it is from, where neither the file nor its name says.
         max_steps: steps of an episode, for a flat file that does not say where its episodes end.
+        reference: with describe: another dataset of the task, to whose unique states with actions these are compared.
     """
     from experiments import data
 
     if (action == "convert") != (out is not None):
         raise ConfigError("convert needs --out FILE.npz; describe takes none")
-    print(data.describe(path, task, max_steps) if out is None else data.convert(path, out, task, max_steps))
+    if out is None:
+        print(data.describe(path, task, max_steps, reference))
+        return
+    if reference:
+        raise ConfigError("--reference is for describe; leave it out")
+    print(data.convert(path, out, task, max_steps))
 
 
 def listing(what: Positional[Literal["algos", "tasks", "datasets", "runs"]], root: Path | None = None) -> None:

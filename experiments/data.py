@@ -10,7 +10,7 @@ import numpy as np
 
 from core.config import ConfigError, UnknownName
 from core.dataset import DataError
-from envs import datasets, registry, scores
+from envs import datasets, measures, registry, scores
 from envs.readers import formats
 from envs.readers.files import many
 
@@ -22,14 +22,20 @@ EMPTY = (None, "", [], {})
 UNSET = ("episodes", "transitions", "max_steps")  # fields of a recipe that 0 leaves open
 
 
-def describe(path: str, task: str | None = None, max_steps: int | None = None) -> str:
+def describe(path: str, task: str | None = None, max_steps: int | None = None, reference: str | None = None) -> str:
     """The card of a dataset of any format, as text; the arrays are read and checked.
 
-    Args: task: what it is from, where neither the file nor its name says; max_steps: see `envs.datasets.load`.
+    Args: task: what it is from, where neither the file nor its name says; max_steps: see `envs.datasets.load`;
+        reference: another dataset of the task, for the coverage of `envs.measures`.
     Raises: ConfigError; DataError.
     """
     arrays, card = _load(path, task, max_steps)
-    return text(str(path), {**card, **datasets.describe(arrays)})  # cards of old versions say less
+    card |= datasets.describe(arrays, card["task"])  # cards of old versions say less
+    if reference:
+        other, its_card = _load(reference, card["task"], max_steps)
+        saco = measures.coverage(datasets.index(arrays, path), datasets.index(other, reference))
+        card["measures"]["SACo"] = {"value": saco, "reference": reference, "sha256": its_card["sha256"]}
+    return text(str(path), card)
 
 
 def convert(path: str, out: Path, task: str | None = None, max_steps: int | None = None) -> str:
@@ -96,6 +102,7 @@ def text(name: str, card: dict[str, Any]) -> str:
         "length": _quantiles(card["length"]),
         "success": f"{card['success']:.3f} of the episodes",
         "ended": f"{many(card['terminated'], 'episode')} by the end of the task, the others by a cut",
+        "measures": _measures(card["measures"]),
         "sha256": f"{card['sha256']} of the arrays",
     }
     if (score := _score(card)) is not None:
@@ -115,6 +122,18 @@ def _parent(parent: dict[str, Any]) -> str:
         f"{parent['file']}: {parent['share']:.1%} of the transitions, {parent['episodes']} of its episodes, "
         f"mean return {parent['card']['return']['mean']:,.1f} as a whole, sha256 {parent['sha256'][:16]}..."
     )
+
+
+def _measures(of: dict[str, Any]) -> str:
+    said = [f"PSV {of['PSV']:.3g}", f"{of['unique pairs']:,} unique pairs, {of['unique share']:.3g} of the transitions"]
+    if "TQ" in of:
+        known = of["TQ reference"]
+        ends = f"0: {known['random']:,.1f}, 1: {known['expert']:,.1f}, {known['source']}"
+        said = [f"TQ {of['TQ']:.3g} ({ends})", *said]
+    if "SACo" in of:
+        known = of["SACo"]
+        said += [f"SACo {known['value']:.3g} of {known['reference']}, sha256 {known['sha256'][:16]}..."]
+    return ", ".join(said)
 
 
 def _range(ends: list[float]) -> str:

@@ -13,14 +13,14 @@ import numpy as np
 
 import algos
 import envs
-from core import batches, dataset, loop, online, replay, sampling, sharding
+from core import batches, dataset, loop, online, replay, sampling, sharding, weights
 from core.checkpoint import CheckpointError, Checkpoints
 from core.config import ConfigError
 from core.dataset import DataError
 from core.evaluate import Evaluator, Judged
 from core.rollout import JaxBatch
-from core.types import RunState
-from envs import datasets
+from core.types import Array, RunState, Sampler
+from envs import datasets, mix
 from envs.readers.files import memory
 from experiments import options, parents
 from experiments.runs import Run
@@ -130,19 +130,67 @@ class Job:
         self.run = self.run._replace(train=self.chosen)
         source, config = self.chosen.data, self.chosen.config
         self.data, self.card = datasets.read(source.path, self.spec, None if source.any_task else self.run.task)
+        usable = self._usable()
+        sampler = self._sampler(usable)
+        self._change_rewards()
         self.start = self.start._replace(
             norm=dataset.norm(self.data, config.state_norm, config.action_norm, config.norm_floor)
         )
         extra = self.algorithm.prepare(self.data, self.start) if self.algorithm.prepare else ()
-        usable = self.algorithm.eligible(self.data) if self.algorithm.eligible else None
-        if usable is not None and not np.any(usable):
-            raise DataError(
-                f"{source.path} has no transition that {self.run.algo} can learn from: no episode is as long as "
-                f"--env.chunk {self.spec.chunk}; take a smaller chunk or longer episodes"
-            )
-        sampler = None if usable is None or np.all(usable) else sampling.alias_table(usable)
         self.on_device = batches.data(self.data, self.start.norm, sampler, extra=extra)
         jax.eval_shape(loop.epoch(self.algorithm, 1), self.template, self.on_device)  # refuses what only tracing shows
+
+    def _usable(self) -> np.ndarray:
+        """bool[N] transitions that the algorithm can learn from.  Raises: DataError when there are none."""
+        if not self.algorithm.eligible:
+            return np.ones(len(self.data.row), bool)
+        usable = np.asarray(self.algorithm.eligible(self.data), bool)
+        if not usable.any():
+            raise DataError(
+                f"{self.chosen.data.path} has no transition that {self.run.algo} can learn from: no episode is as long "
+                f"as --env.chunk {self.spec.chunk}; take a smaller chunk or longer episodes"
+            )
+        return usable
+
+    def _sampler(self, usable: Array) -> Sampler | None:
+        """Draws the transitions bool[N] that are usable as --data.weights says, and says on the card how unevenly.
+
+        None where all are drawn alike.
+
+        Returns are of the file's own rewards: where every step costs 1 to learn from, as is usual in AntMaze, a return
+        would be minus the length, and the best episodes those that are cut short.
+        """
+        scheme = weights.parse(self.chosen.data.weights)
+        if scheme.kind == "uniform":
+            return None if usable.all() else sampling.alias_table(usable)
+        of = dataset.episodes(self.data)
+        count = np.add.reduceat(usable, np.cumsum(of.length) - of.length, dtype=np.int64)
+        try:
+            p = weights.probabilities(scheme, of.ret, count, self.data.state[of.first], mix.sources(self.card))
+        except ConfigError as error:
+            raise ConfigError(f"--data.weights {scheme} on {self.chosen.data.path}: {error}") from error
+        transitions, episodes = weights.effective(p, count)
+        self.card["weights"] = {
+            "scheme": str(scheme), "effective transitions": transitions, "effective episodes": episodes
+        }  # fmt: skip
+        print(
+            f"weights {scheme}: draws repeat as if {transitions:,.0f} of {count.sum():,} transitions, {episodes:,.1f} "
+            f"of {len(count):,} episodes were drawn alike", flush=True,
+        )  # fmt: skip
+        return sampling.alias_table(np.repeat(p, of.length) * usable)
+
+    def _change_rewards(self) -> None:
+        """Scale and shift the rewards as the options say."""
+        source = self.chosen.data
+        change = source.reward_scale, source.reward_shift, source.reward_range
+        if change == (1.0, 0.0, 0.0):
+            return
+        try:
+            reward = dataset.training_reward(self.data.reward, dataset.episodes(self.data).ret, *change)
+        except ConfigError as error:
+            raise ConfigError(f"--data.reward-...: {source.path}: {error}") from error
+        self.data = self.data._replace(reward=reward)
+        self.card["rewards"] = dict(zip(("scale", "shift", "range"), change, strict=True))
 
     def begin(self) -> RunState:
         if self.plan:

@@ -7,17 +7,23 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from core import weights
 from core.config import ConfigError, changed, fingerprint, require_finite
 from core.metrics import require_sink
 from envs.registry import Options
 
-PresetName = Literal["full", "cpu", "published"]  # see `experiments.presets`
+PresetName = Literal["full", "cpu", "published", "matched"]
 
 
 @dataclass(frozen=True)
 class DataOptions:
     path: str = ""  # dataset file of any format, or the name of a published one, such as d4rl/hopper-medium-v2
     any_task: bool = False  # allow a dataset whose card names another task
+    weights: str = "uniform"  # how often episodes are drawn: uniform, rw:T, aw:T, top:x, half, half:x (core/weights.py)
+    # r <- scale * r * range / (largest - smallest return) + shift, to learn from; evaluations keep the task's rewards
+    reward_scale: float = 1.0  # factor of the rewards
+    reward_shift: float = 0.0  # added to them
+    reward_range: float = 0.0  # difference of the returns before scaling, IQL: 1000; 0: as in the file
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Train:
 
     config: Any  # the algorithm's own options
     parent: Annotated[str, tyro.conf.arg(name="from", metavar="RUN", help="run folder to start from, at its end")] = ""
-    preset: PresetName = "full"  # where the defaults come from: of full size, for a CPU, or by the published protocol
+    preset: PresetName = "full"  # where the defaults come from: see `experiments.presets`
     data: DataOptions = field(default_factory=DataOptions)
     online: OnlineOptions = field(default_factory=OnlineOptions)  # where no dataset is named
     env: Options = field(default_factory=Options)
@@ -77,9 +83,21 @@ def check_evaluation(episodes: int, envs: int, seed: int, tasks: tuple[int, ...]
         raise ConfigError(f"{prefix}seed {seed} must lie between 0 and 2^31")
 
 
+def learned_from(data: DataOptions) -> dict[str, Any]:
+    """What makes a run learn from other numbers than the dataset's own, drawn alike: the options that are changed.
+
+    Raises: ConfigError for weights that are none.
+    """
+    scheme = str(weights.parse(data.weights))  # aw and aw:0.10 are the same
+    return changed(replace(data, path="", any_task=False, weights=scheme))
+
+
 def check(train: Train) -> None:
     """Raises: ConfigError for numbers that do not fit together, and for sinks that are not installed."""
     require_finite(train)
+    if (data := learned_from(train.data)) and not train.data.path:
+        names = ", ".join(f"--data.{name.replace('_', '-')}" for name in data)
+        raise ConfigError(f"{names} is about a dataset: name one by --data.path, or leave it out")
     if train.steps < 1:
         raise ConfigError(f"--steps {train.steps} must be at least one epoch (--epoch {train.epoch})")
     for name, every in (
@@ -109,6 +127,8 @@ def method(algo: str, task: str, train: Train, data_hash: str, parent: dict[str,
     chosen = {"config": changed(train.config), "env": changed(env)}
     if not train.data.path:
         chosen["online"] = changed(train.online)
+    if data := learned_from(train.data):
+        chosen["data options"] = data
     if parent:
         chosen["parent"] = {key: parent[key] for key in ("identity", "step")}
     return fingerprint({"algo": algo, "task": task, "data": data_hash, **chosen})

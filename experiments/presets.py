@@ -1,6 +1,7 @@
 """Tuned values per algorithm and task, each with its source.  A preset is a function of the task to options.
 
-The defaults in `algos/*.py` are the papers' own; a preset says only what differs.
+Those of algorithms that learn from a dataset are in `experiments.offline`.  The defaults in `algos/*.py` are the
+papers' own; a preset says only what differs.
 """
 
 from __future__ import annotations
@@ -13,21 +14,9 @@ from core.chunk_policy import PolicyNet
 from core.config import ConfigError, choose
 from core.critics import Network
 from envs.registry import Options
+from experiments import offline
+from experiments.offline import robot_of
 from experiments.options import EvalOptions, OnlineOptions, PresetName, Train
-
-
-def million() -> dict[str, Any]:
-    """The budget that offline papers share: 1M updates (Fujimoto & Gu 2021, D4RL locomotion; 10 episodes each 5k)."""
-    return {"steps": 1_000_000, "eval": EvalOptions(every=50_000, episodes=10), "save_every": 50_000}
-
-
-def td3_bc(task: str) -> dict[str, Any]:
-    # Fujimoto & Gu 2021, appendix: alpha 2.5 and batch 256 on every locomotion task, as the defaults.
-    return million()
-
-
-def bc(task: str) -> dict[str, Any]:
-    return million()
 
 
 def sac(task: str) -> dict[str, Any]:
@@ -60,11 +49,6 @@ def ppo(task: str) -> dict[str, Any]:
 CPU_BODY = (128, 128, 128)
 
 
-def _robot(task: str) -> str:
-    """Which of Gymnasium's robots, or none."""
-    return task.partition("/")[2].partition("-")[0] if task.startswith("mujoco/") else ""
-
-
 # ReinFlow (commit aed2819) and, for its diffusion of three robots, DPPO (cc7234a): epochs at batch 128 over D4RL's 1M
 # transitions, 7,812 updates each.  Neither has a file for halfcheetah's flows: hopper's are taken, as for other robots.
 BC_EPOCHS = {
@@ -75,7 +59,7 @@ BC_EPOCHS = {
 
 
 def chain_bc(task: str, size: str, family: str = "") -> dict[str, Any]:
-    module, robot = algos.load("chain_bc"), _robot(task)
+    module, robot = algos.load("chain_bc"), robot_of(task)
     family = family or PolicyNet().family
     net = {"family": family}
     if family == "shortcut":  # ReinFlow's network for robots
@@ -122,7 +106,7 @@ def _fine_tuning(algo: str, task: str, size: str, items: int, iterations: int = 
 
 
 def reinflow(task: str, size: str, family: str = "") -> dict[str, Any]:
-    if not (robot := _robot(task)):
+    if not (robot := robot_of(task)):
         return _manipulation("reinflow", task, size)
     # ReinFlow's configs for D4RL (commit aed2819): 1000 iterations, humanoid's rectified flow 200, a tenth of which
     # only evaluate;
@@ -142,14 +126,14 @@ def reinflow(task: str, size: str, family: str = "") -> dict[str, Any]:
 
 
 def dppo(task: str, size: str) -> dict[str, Any]:
-    if not _robot(task):
+    if not robot_of(task):
         return _manipulation("dppo", task, size)
     # Ren et al. 2024, gym configs (commit cc7234a): the last 10 of 20 steps, constant rates
     return _fine_tuning("dppo", task, size, 10)
 
 
 def gaussian_ppo(task: str, size: str) -> dict[str, Any]:
-    if not _robot(task):
+    if not robot_of(task):
         return _manipulation("gaussian_ppo", task, size)
     # the same skeleton and rates; as many gradient steps by visiting each chunk ten times
     return _fine_tuning("gaussian_ppo", task, size, 1, duplicates=10)
@@ -228,23 +212,26 @@ def fql(task: str, size: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-PRESETS = {"td3_bc": td3_bc, "bc": bc, "sac": sac, "ppo": ppo}
+PRESETS = {"sac": sac, "ppo": ppo}
 SIZED = {
     "reinflow": reinflow, "dppo": dppo, "gaussian_ppo": gaussian_ppo,
     "fql": fql, "idql": idql, "dql": dql, "dawr": dawr,
 }  # fmt: skip
 
 
-def preset(algo: str, task: str, size: PresetName = "full", family: str = "") -> Train:
+def preset(algo: str, task: str, size: PresetName = "full", family: str = "", data: str = "") -> Train:
     """What `rheostat train ALGO TASK` runs when no option is given.
 
-    Args: family: of chain_bc's policy, or of that which ReinFlow starts from; default chain_bc's own default.
+    Args: family: of chain_bc's policy, or of that which ReinFlow starts from; default chain_bc's own default; data: the
+        dataset, by whose kind ReBRAC chooses.
     Raises: ConfigError for a size that the algorithm does not have for the task; UnknownName.
     """
     choose("preset", size, dict.fromkeys(get_args(PresetName)))
     config = algos.load(algo).Config()
 
     def options(size: str) -> dict[str, Any]:
+        if algo in offline.PRESETS:
+            return offline.PRESETS[algo](task, size, data)
         if algo == "chain_bc":
             return chain_bc(task, size, family)
         if algo == "reinflow":
@@ -254,4 +241,6 @@ def preset(algo: str, task: str, size: PresetName = "full", family: str = "") ->
     chosen = options(size)
     if size != "full" and chosen == options("full"):
         raise ConfigError(f"{algo} has no preset {size} for {task}: leave --preset out")
+    if not data:
+        chosen.pop("data", None)
     return Train(**{"config": config, "preset": size, **chosen})

@@ -163,6 +163,46 @@ def test_episode_statistics():
     assert of.ret.tolist() == [0 + 1, 3, 5 + 6 + 7 + 8]
 
 
+def test_equal_episodes_have_equal_returns():
+    """Whatever stands before them: differences of one running sum would not be equal."""
+    reward = np.tile(np.r_[np.random.default_rng(0).random(20), 9].astype(np.float32), 50)
+    data = ds.from_lengths(np.zeros((1050, 1)), np.zeros((1050, 1)), reward, np.zeros(1050, bool), np.full(50, 20))
+    assert np.ptp(ds.episodes(data).ret) == 0
+
+
+def test_rewards_to_learn_from():
+    data = small()
+    ret = ds.episodes(data).ret
+    r = data.reward.astype(np.float64)
+    for options, expected in [
+        ({"scale": 10000.0, "shift": -1.0}, 10000 * r - 1),
+        ({"shift": -1.0}, r - 1),
+        ({"span": 1000.0}, r * 1000 / (26 - 1)),
+        ({"span": 1000.0, "scale": 0.1, "shift": 5.0}, r * 100 / 25 + 5),
+        ({}, r),
+    ]:
+        found = ds.training_reward(data.reward, ret, **options)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
+    scaled = data._replace(reward=ds.training_reward(data.reward, ret, span=1000.0))
+    assert np.ptp(ds.episodes(scaled).ret) == pytest.approx(1000, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ret", "options", "message"),
+    [
+        ([3.0, 3.0], {"span": 1000.0}, "all episodes have the return 3; leave it at 0"),
+        ([1.0, 3.0], {"span": -1.0}, "reward_range -1 must be at least 0"),
+        ([1.0, 3.0], {"scale": 0.0}, "reward_scale 0 another than 0"),
+        ([1.0, 3.0], {"scale": 1e39}, "leave float32"),
+        ([1.0, 1.0 + 1e-30], {"span": 1.0}, "all episodes have the return 1"),
+    ],
+)
+def test_rewards_that_cannot_be_changed_so(ret, options, message):
+    with pytest.raises(ConfigError, match=message):
+        ds.training_reward(np.ones(4, np.float32), ret, **options)
+
+
 def test_norms_against_numpy():
     data = small()
     x = data.state[data.row].astype(np.float64)

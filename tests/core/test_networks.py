@@ -73,6 +73,27 @@ def test_mlp_is_its_formula(norm):
     np.testing.assert_allclose(net.apply(params, a, b), np.tanh(numpy_dense(params, 2, x)), rtol=1e-4, atol=1e-4)
 
 
+def test_dropout_is_behind_each_hidden_activation_and_needs_a_key():
+    """A quarter of the hidden units is 0, the others are 4/3 as large; without a key, or at 0, nothing is dropped."""
+    x = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    plain, net = MLP((40, 30, 2)), MLP((40, 30, 2), dropout=0.25)
+    params = randomised(net.init(KEY, x))
+    assert jax.tree.structure(params) == jax.tree.structure(plain.init(KEY, x))
+    whole = plain.apply(params, x)
+    np.testing.assert_array_equal(net.apply(params, x), whole)
+    np.testing.assert_array_equal(plain.apply(params, x, rngs={"dropout": KEY}), whole)
+    out, kept = net.apply(params, x, rngs={"dropout": KEY}, capture_intermediates=True)
+    hidden = [kept["intermediates"][f"Dropout_{i}"]["__call__"][0] for i in range(2)]
+    for i, before in enumerate((x, hidden[0])):
+        live = np.maximum(numpy_dense(params, i, before), 0)
+        dropped = (hidden[i] == 0) & (live > 1e-3)
+        assert dropped.sum() / (live > 1e-3).sum() == pytest.approx(0.25, abs=0.03)
+        np.testing.assert_allclose(hidden[i], np.where(hidden[i] > 0, live / 0.75, 0), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(out, numpy_dense(params, 2, hidden[1]), rtol=1e-4, atol=1e-3)
+    other = net.apply(params, x, rngs={"dropout": jax.random.key(1)})
+    assert np.abs(other - out).max() > 0.1
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_residual_mlp_is_its_formula(norm):
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from core.config import ConfigError
 from core.dataset import DataError
@@ -80,6 +81,50 @@ def test_draw_stops_at_the_first_that_is_enough():
     assert len(mix.draw(length, 10, rng)) == 2
     assert len(mix.draw(length, 11, rng)) == 3
     assert sorted(mix.draw(length, 20, rng)) == [0, 1, 2, 3]
+
+
+def test_the_recipe_of_trajectory_weighting(files, tmp_path):
+    """More than floor(sigma n) transitions of the good file, then of the bad one until there are more than n."""
+    (good, of_good), (bad, of_bad) = files
+    parts, out = [Part(good, 0.29), Part(bad, 0.71)], tmp_path / "mix.npz"
+    card = mix.mix(parts, 1000, 3, out, {}, replacement=True)
+    assert card["mix"] == {"transitions": 1000, "seed": 3, "replacement": True}
+    arrays, _ = datasets.load(out)
+    count = card["parents"][0]["episodes"]
+    whole = arrays["length"].cumsum()
+    assert whole[count - 2] <= 290 < whole[count - 1]
+    assert whole[-2] <= 1000 < whole[-1]
+    mine = episodes(arrays)
+    assert set(mine[:count]) <= set(episodes(of_good))
+    assert set(mine[count:]) <= set(episodes(of_bad))
+    assert len(set(mine[count:])) < len(mine[count:])  # more transitions than the file has
+    np.testing.assert_array_equal(mix.sources(card), np.repeat([0, 1], [count, len(mine) - count]))
+    again = mix.mix(parts, 1000, 3, tmp_path / "again.npz", {}, replacement=True)
+    others = mix.mix(parts, 1000, 4, tmp_path / "others.npz", {}, replacement=True)
+    without = mix.mix(parts, 1000, 3, tmp_path / "without.npz", {})
+    assert again["sha256"] == card["sha256"]
+    assert len({x["sha256"] for x in (card, others, without)}) == 3
+    with pytest.raises(ConfigError, match=r"\d+ transitions are drawn before \S+b\.npz: take more than 2"):
+        mix.mix([Part(good, 0.9), Part(bad, 0.1)], 2, 0, tmp_path / "few.npz", {}, replacement=True)
+
+
+def test_drawing_again_is_uniform_over_episodes():
+    """Not over transitions: a long episode comes as often as a short one.  And repeats from the first draws on."""
+    length = np.array([1, 9, 2, 5])
+    chosen = mix.draw_again(length, 40_000, np.random.default_rng(0))
+    assert length[chosen].sum() > 40_000 >= length[chosen[:-1]].sum()
+    assert chisquare(np.bincount(chosen)).pvalue > 1e-4
+    np.testing.assert_array_equal(mix.draw_again(length, 40_000, np.random.default_rng(0)), chosen)
+    early = [mix.draw_again(length, 12, np.random.default_rng(seed)) for seed in range(50)]
+    assert any(len(set(few)) < len(few) for few in early)
+    assert all(length[few].sum() > 12 >= length[few[:-1]].sum() for few in early)
+
+
+def test_what_is_no_mixture_has_no_sources(files):
+    _, card = datasets.load(files[0][0])
+    assert mix.sources(card) is None
+    parents = [{"episodes": 39}, {"episodes": 2}]
+    assert mix.sources({"episodes": 40, "mix": {}, "parents": parents}) is None
 
 
 def test_refusals(files, tmp_path):

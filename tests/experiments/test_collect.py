@@ -123,6 +123,20 @@ def test_a_mixture_by_the_command_line(match_file, tmp_path, capsys):
     assert [round(parent["share"], 2) for parent in datasets.load(out)[1]["parents"]] == [0.25, 0.75]
 
 
+def test_a_mixture_with_replacement_by_the_command_line(match_file, tmp_path, capsys):
+    other, out = tmp_path / "other.npz", tmp_path / "mix.npz"
+    arrays, _ = datasets.load(match_file)
+    datasets.write(other, {**arrays, "reward": arrays["reward"] - 1}, {"task": "toy/match"})
+    words = ("mix", f"{match_file}:0.05", f"{other}:0.95", "--transitions", 600, "--replacement")
+    assert collect(*words, "--out", out) == 0
+    assert "some more than once" in capsys.readouterr().out
+    card = datasets.load(out)[1]
+    assert [parent["transitions"] for parent in card["parents"]] == [40, 570]  # more than 30, then more than 600
+    assert card["mix"]["replacement"]
+    assert main(["data", "describe", str(out)]) == 0
+    assert "mix       transitions 600, seed 0, replacement True" in capsys.readouterr().out
+
+
 def test_refusals(run, match_file, tmp_path, capsys):
     def refused(match, *words):
         assert collect(*words) == 2
@@ -145,6 +159,7 @@ def test_refusals(run, match_file, tmp_path, capsys):
     refused("not a run folder", "--run", tmp_path, *out)
     refused("2 policies cannot share 1", "--run", run, "--episodes", 1, *out)
     refused("--kind is for", "--run", run, "--kind", "play", *out)
+    refused("--replacement is for mixtures", "toy/match", "--replacement", *out)
     refused("leave the other options out", "mix", f"{match_file}:1", "--episodes", 3, *out)
     refused("--transitions N and --out FILE", "mix", f"{match_file}:1", *out)
     refused("at least two different files", "mix", f"{match_file}:1", "--transitions", 9, *out)

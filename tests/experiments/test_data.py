@@ -1,5 +1,6 @@
 """`rheostat data` and the list of datasets, through the command line."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,36 @@ def test_describe_shows_the_card_of_every_format(tmp_path, match_file, capsys):
             assert word in said, f"{name}: {word} not in\n{said}"
 
 
+def test_measures_are_described(tmp_path, match_file, arrays, capsys):
+    """Also of a card that was written before there were any; TQ where the task has constants only."""
+    hopper = foreign.hdf5(tmp_path / "hopper_medium-v2.hdf5", foreign.flat("...T...L..", 11, 3))
+    assert main(["data", "describe", str(hopper)]) == 0
+    said = capsys.readouterr().out
+    assert "  measures  TQ 0.00" in said
+    assert "(0: -20.3, 1: 3,234.3, Farama-Foundation/D4RL d4rl/infos.py), PSV " in said
+    old = tmp_path / "old.npz"
+    found, card = datasets.load(match_file)
+    del card["measures"]
+    np.savez(old, card=np.array(json.dumps(card)), **found)
+    assert main(["data", "describe", str(old)]) == 0
+    said = capsys.readouterr().out
+    assert "  measures  PSV 0." in said
+    assert "400 unique pairs, 1 of the transitions" in said
+    assert "TQ" not in said
+
+
+def test_coverage_of_a_reference(tmp_path, match_file, arrays, capsys):
+    half = tmp_path / "half.npz"
+    fewer = {key: value[: len(value) // 2] for key, value in arrays.items()}
+    card = datasets.write(half, fewer, {"task": "toy/match"})
+    assert main(["data", "describe", match_file, "--reference", str(half)]) == 0
+    said = capsys.readouterr().out
+    assert f"SACo 2 of {half}, sha256 {card['sha256'][:16]}..." in said
+    other = foreign.hdf5(tmp_path / "hopper_medium-v2.hdf5", foreign.flat("...T...L..", 11, 3))
+    assert main(["data", "describe", match_file, "--reference", str(other)]) == 2
+    assert "was made on mujoco/hopper-v4, not on toy/match" in capsys.readouterr().err
+
+
 def test_convert_writes_our_format(tmp_path, capsys):
     path, out = foreign.hdf5(tmp_path / "set.hdf5", foreign.flat("...T...L..", 11, 3)), tmp_path / "ours.npz"
     assert main(["data", "convert", str(path), "--out", str(out), "--task", "mujoco/hopper-v5"]) == 0
@@ -62,6 +93,7 @@ def test_max_steps_for_files_that_do_not_say(tmp_path, capsys):
         (["describe", "no.hdf5"], "no.hdf5: no such dataset"),
         (["convert", "no.hdf5"], "convert needs --out"),
         (["describe", "no.hdf5", "--out", "x.npz"], "describe takes none"),
+        (["convert", "no.hdf5", "--out", "x.npz", "--reference", "y.npz"], "--reference is for describe"),
         (["describe", "no.hdf5", "--task", "mujoco/hoper-v5"], "unknown task"),
         (["describe", "no.hdf5", "--max-steps", "0"], "must be at least 2"),
         (["convert", "no.hdf5", "--out", "x.hdf5"], "x.hdf5 does not end in .npz; choose another --out"),

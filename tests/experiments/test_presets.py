@@ -7,7 +7,7 @@ import pytest
 import algos
 from core.chunk_policy import Denoising
 from core.config import ConfigError
-from experiments import options, parents, runs
+from experiments import offline, options, parents, runs
 from experiments.presets import preset
 
 TASKS = ("mujoco/hopper-v5", "mujoco/humanoid-v5", "mujoco/swimmer-v5", "metaworld/push", "toy/match")
@@ -42,6 +42,40 @@ def test_cpu_changes_sizes_only(algo):
     assert other <= SIZES
     assert replace(cpu.config.net, hidden=full.config.net.hidden) == full.config.net
     assert (full.preset, cpu.preset) == ("full", "cpu")
+
+
+@pytest.mark.parametrize("algo", offline.PRESETS)
+def test_offline_presets(algo):
+    for task in (*TASKS, "ogbench/antmaze-medium"):
+        full, cpu = (preset(algo, task, size, data="data/some.npz") for size in ("full", "cpu"))
+        options.check(replace(cpu, data=replace(cpu.data, path="data/some.npz")))
+        assert cpu.steps < full.steps == 1_000_000
+        assert cpu.data == full.data
+        other = {f.name for f in fields(full.config) if getattr(full.config, f.name) != getattr(cpu.config, f.name)}
+        assert other <= {"batch_size", "hidden", "actor_hidden", "actor_steps"}
+        assert preset(algo, task).data == options.DataOptions()
+
+
+def test_td3_bc_matched_to_prdc_differs_in_the_neighbour_only():
+    for task in ("mujoco/halfcheetah-v5", "ogbench/antmaze-medium"):
+        matched, twin = preset("td3_bc", task, "matched", data="x"), preset("prdc", task, data="x")
+        assert matched.config.alpha == twin.config.alpha != 2.5
+        assert (matched.data, matched.steps) == (twin.data, twin.steps)
+    with pytest.raises(ConfigError, match="iql has no preset matched"):
+        preset("iql", TASKS[0], "matched")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("d4rl/hopper-medium-expert-v2", (0.1, 0.01)), ("data/hopper-replay.npz", (0.05, 0.5)),
+        ("d4rl/hopper-medium-v2", (0.01, 0.01)), ("data/hopper-full-replay.npz", (0.01, 0.01)),
+        ("hopper-expert-folder/random.npz", (0.001, 0.01)),
+    ],
+)  # fmt: skip
+def test_rebrac_chooses_by_the_kind_of_dataset(data, expected):
+    config = preset("rebrac", TASKS[0], data=data).config
+    assert (config.actor_bc, config.critic_bc) == expected
 
 
 @pytest.mark.parametrize("size", ["full", "cpu"])

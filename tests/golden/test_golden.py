@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.golden import d4rl
+from tests.golden import d4rl, oracle_iql
 from tests.golden.__main__ import check, main
 from tests.golden.case import HYPER, Uncheckable, compare
 from tests.golden.oracle import write
 from tests.golden.oracle_chains import write_dppo, write_reinflow
+from tests.golden.oracle_critics import write_cql, write_rebrac
+from tests.golden.oracle_weights import write_iql
 
 HERE = Path(__file__).parent
 FILES = sorted([*HERE.glob("*.npz"), *HERE.glob("*.json")])
@@ -53,6 +55,54 @@ def test_stored_cases_pass(path, capsys):
 def test_unseen_cases_pass(tmp_path, options):
     """Other depths, widths, bounds and delays, by NumPy with gradients written by hand."""
     assert check(write(tmp_path / "corl_td3bc_other.npz", **options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "options"),
+    [
+        ("corl_iql", "corl", {"lr": 1e-3}),
+        ("corl_iql", "corl", {"deterministic": True, "kappa": 0.6, "actor_hidden": (5,), "action_dim": 1}),
+        ("official_iql_jax", "official", {"beta": 10.0, "kappa": 0.9, "critic_hidden": (4, 5, 6)}),
+        ("dw_iql_jax", "dw", {}),
+        ("dw_iql_jax", "dw", {"flow": 0.0, "kl": 0.0, "ratio_hidden": (5,), "steps": 2, "seed": 1}),
+    ],
+    ids=["corl", "deterministic", "authors", "weighted", "weighted without flow"],
+)
+def test_unseen_iql_passes(tmp_path, name, layout, options):
+    """Other depths and widths in each network, a limit that bites, a rate that falls, by NumPy."""
+    assert check(oracle_iql.write(tmp_path / f"{name}_other.npz", layout, **options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (
+            write_cql,
+            {
+                "lagrange": True, "max_backup": True, "target_gap": 0.8, "clip": (2.0, 2.2), "temp": 0.5,
+                "critic_hidden": ((6, 5, 5, 4, 4), (6, 5, 4)), "actor_hidden": (7,),
+            },
+        ),
+        (
+            write_cql,
+            {
+                "importance": False, "backup_entropy": True, "learn_alpha": False, "multiplier": 0.5, "seed": 4,
+                "critic_hidden": ((6,), (6,)),
+            },
+        ),
+        (write_rebrac, {}),
+        (
+            write_rebrac,
+            {
+                "critic_ln": False, "actor_ln": True, "critic_hidden": (6, 5, 4), "normalize_q": False, "action_dim": 1,
+            },
+        ),
+    ],
+    ids=["antmaze", "kitchen", "", "plain critics"],
+)  # fmt: skip
+def test_unseen_critics_pass(tmp_path, write, options):
+    """CQL and ReBRAC by NumPy, gradients by hand: other depths, of each critic its own, and other options."""
+    assert check(write(tmp_path / f"corl_{write.__name__[6:]}_other.npz", **options)) == 0
 
 
 @pytest.mark.parametrize(
@@ -114,6 +164,41 @@ def test_unseen_chains_pass(tmp_path, write, options):
         ("corl_td3bc.npz", "hp.tau", 1.01),
         ("corl_td3bc.npz", "batch.r", 1.01),
         ("corl_td3bc.npz", "hp.noise_clip", 0.5),
+        ("corl_iql_gaussian.npz", "step0.adv_old_v", 1 + 1e-5),
+        ("corl_iql_gaussian.npz", "step1.actor_lr_before", 1 + 1e-5),
+        ("corl_iql_gaussian.npz", "step2.actor.log_std", 1 + 1e-4),
+        ("corl_iql_gaussian.npz", "hp.max_steps", 2),
+        ("corl_iql_gaussian.npz", "hp.beta", 1.01),
+        ("corl_iql_deterministic_antmaze.npz", "step2.q_target.q2.net.2.weight", 1 + 1e-5),
+        ("corl_iql_deterministic_antmaze.npz", "step0.actor_loss", 1 + 1e-5),
+        ("corl_iql_deterministic_antmaze.npz", "batch.r", 1.01),
+        ("official_iql_jax.npz", "step1.adv", 1 + 1e-5),
+        ("official_iql_jax.npz", "step0.q2", 1 + 1e-5),
+        ("official_iql_jax.npz", "step2.actor.Dense_0.kernel", 1 + 1e-5),
+        ("official_iql_jax.npz", "hp.expectile", 1.01),
+        ("dw_iql_jax.npz", "step0.weights", 1 + 1e-5),
+        ("dw_iql_jax.npz", "step1.batch.normalized_rewards", 1.01),
+        ("dw_iql_jax.npz", "step1.flow_consistency_loss", 1 + 1e-5),
+        ("dw_iql_jax.npz", "step1.exp_a", 1 + 1e-5),
+        ("dw_iql_jax.npz", "step2.discriminator.MLP_1.Dense_1.kernel", 1 + 1e-4),
+        ("dw_iql_jax.npz", "hp.kl", 1.01),
+        ("corl_cql_mujoco.npz", "step0.cql_std_q2", 1 + 1e-8),
+        ("corl_cql_mujoco.npz", "step1.critic_2.network.4.weight", 1 + 1e-8),
+        ("corl_cql_mujoco.npz", "step0.log_alpha_prime", 1 + 1e-8),
+        ("corl_cql_mujoco.npz", "step1.eps_cur", 1.01),
+        ("corl_cql_mujoco.npz", "init.actor.log_std_offset.constant", 1.01),
+        ("corl_rebrac_mujoco.npz", "step2.bc_mse_policy", 1 + 1e-8),
+        ("corl_rebrac_mujoco.npz", "step2.actor_target.params.Dense_1.kernel", 1 + 1e-8),
+        ("corl_rebrac_mujoco.npz", "step0.batch.next_actions", 1.01),
+        ("corl_reward_norm.npz", "max_return", 1 + 1e-8),
+        ("corl_reward_norm.npz", "antmaze_modified", 1.01),
+        ("traj_weights_cql_path.npz", "AW.flat_normalized_score", 1.01),
+        ("traj_weights_cql_path.npz", "RW.q.rewards", 1.01),
+        ("traj_weights_cql_path.npz", "Top_0.1.n", 2),
+        ("traj_weights_d3rlpy_path.npz", "AW_0.1", 1 + 1e-4),
+        ("traj_weights_d3rlpy_path.npz", "returns", 1.1),
+        ("traj_weights_edge.npz", "unequal_lengths.AW_0.2", 1.01),
+        ("traj_weights_edge.npz", "heavy.Top_0.1", 2),
         ("util_03_network_blocks.npz", "net_mlp/out", 1 + 1e-4),
         ("util_03_network_blocks.npz", "sinus/8", 1 + 1e-4),
         ("util_03_network_blocks.npz", "net_res_mish_ln/layers.1.norm1.weight", 1.01),
@@ -153,6 +238,20 @@ def test_a_changed_array_is_a_miss(tmp_path, name, key, factor):
         arrays[key].reshape(-1)[-1:] *= factor  # a view: one element is enough
 
     assert check(altered(tmp_path, name, change)) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"seed": 1, "episodes": 30, "state_dim": 5}, {"seed": 2, "equal": True}], ids=["", "more", "equal"]
+)
+def test_unseen_trajectory_weights_pass(tmp_path, options):
+    """Transitions whose trajectories must be found, by NumPy; a changed weight of theirs is a miss."""
+    path = write_iql(tmp_path / "traj_weights_iql_path_other.npz", **options)
+    assert check(path) == 0
+    with np.load(path) as file:
+        arrays = {key: np.array(file[key]) for key in file.files}
+    arrays["rawreward.AW_1.0.p_transition"][-1:] = 0.5
+    np.savez(path, **arrays)
+    assert check(path) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -224,8 +323,20 @@ def test_nan_is_a_miss(tmp_path):
         ("corl_td3bc.npz", lambda a: a.pop("hp.tau"), "'hp.tau' is missing"),
         ("corl_td3bc.npz", lambda a: a.update({"step1.target_q": a["step1.target_q"][:5]}), "shape (5, 1)"),
         ("corl_td3bc.npz", lambda a: a.update({"init.actor.net.0.weight": np.ones((3, 3))}), "Error"),
+        ("corl_iql_gaussian.npz", lambda a: a.update({"step0.td_error": np.ones(3)}), "step0.td_error"),
+        ("corl_iql_gaussian.npz", lambda a: a.pop("init.actor.log_std"), "'init.actor.log_std' is missing"),
+        ("official_iql_jax.npz", lambda a: a.update({"step4.v": np.ones(())}), "do not count from 0"),
+        ("dw_iql_jax.npz", lambda a: a.pop("step1.weights"), "'step1.weights' is missing"),
+        ("dw_iql_jax.npz", lambda a: a.update({"hp.entropy": np.ones(())}), "hp.entropy"),
         ("util_03_network_blocks.npz", lambda a: a.update({"attention/in": np.ones(3)}), "attention/in"),
         ("util_03_network_blocks.npz", lambda a: a.update({"net_mlp/scale": np.ones(3)}), "net_mlp/scale"),
+        ("corl_cql_mujoco.npz", lambda a: a.update({"hp.bc_steps": np.asarray(5)}), "'bc_steps' is 5"),
+        ("corl_cql_mujoco.npz", lambda a: a.update({"step0.cql_q1_dataset": np.ones(())}), "step0.cql_q1_dataset"),
+        ("corl_rebrac_mujoco.npz", lambda a: a.update({"hp.actor_ln": np.asarray(True)}), "'actor_ln' is True"),
+        ("corl_rebrac_mujoco.npz", lambda a: a.pop("init.critic.params.VmapCritic_0.LayerNorm_1.bias"), "Error"),
+        ("traj_weights_edge.npz", lambda a: a.update({"two.DW_0.1": np.ones(10)}), "two.DW_0.1"),
+        ("traj_weights_edge.npz", lambda a: a.update({"two.Top_0.5": np.ones(0)}), "it is empty, but top:0.5 keeps"),
+        ("traj_weights_d3rlpy_path.npz", lambda a: a.update({"RW_0.1": np.ones(9)}), "9 transitions in the file"),
         ("util_04_adamw.npz", lambda a: a.update({"lion_wd0/p0": np.ones(3)}), "lion_wd0/p0"),
         ("bc_01_reflow_uniform.npz", lambda a: a.update({"sample/steps": np.ones(3)}), "sample/steps"),
         ("bc_01_reflow_uniform.npz", said(mlp_dims=[32, 32]), "'mlp_dims' is [32, 32], but the arrays say"),

@@ -1,0 +1,129 @@
+"""Presets of the algorithms that learn from a dataset: values per task and kind of dataset, with their sources.
+
+full: the budget of the papers, 1M updates.  cpu: 30k (CQL 10k), and smaller networks or batches where the published
+ones are large.  matched, of TD3+BC alone: PRDC's alpha and rewards, so that what differs is the neighbour.
+
+Rewards of AntMaze are 0 and 1 in D4RL and -1 and 0 in OGBench's single tasks, one less: a published a r + b is written
+here as a r + (a + b).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import algos
+from experiments.options import DataOptions, EvalOptions
+
+KINDS = ("medium-expert", "medium-replay", "full-replay", "replay", "random", "medium", "expert")
+
+
+def kind_of(data: str) -> str:
+    """Which of D4RL's kinds of dataset a name or a file's name says, or none; a replay is taken for medium-replay."""
+    kind = next((kind for kind in KINDS if kind in data.rsplit("/", 1)[-1]), "")
+    return "medium-replay" if kind == "replay" else kind
+
+
+def robot_of(task: str) -> str:
+    """Which of Gymnasium's robots, or none."""
+    return task.partition("/")[2].partition("-")[0] if task.startswith("mujoco/") else ""
+
+
+def _budget(task: str, size: str, updates: int = 30_000) -> dict[str, Any]:
+    if size == "cpu":
+        return {"steps": updates, "save_every": 10_000, "eval": EvalOptions(every=10_000, episodes=10)}
+    # 10 episodes each 5k updates in most papers, 100 in AntMaze
+    episodes = 100 if "antmaze" in task else 10
+    return {"steps": 1_000_000, "save_every": 50_000, "eval": EvalOptions(every=50_000, episodes=episodes)}
+
+
+def bc(task: str, size: str, data: str = "") -> dict[str, Any]:
+    return _budget(task, size)
+
+
+def td3_bc(task: str, size: str, data: str = "") -> dict[str, Any]:
+    # Fujimoto & Gu 2021, appendix: alpha 2.5 and batch 256 on every locomotion task, as the defaults.
+    if size != "matched":
+        return _budget(task, size)
+    twin = prdc(task, "full", data)
+    config = algos.load("td3_bc").Config(alpha=twin["config"].alpha)
+    return {**twin, "config": config}
+
+
+def prdc(task: str, size: str, data: str = "") -> dict[str, Any]:
+    # PRDC's README (commit 9f38464): alpha 40 on halfcheetah, 2.5 on hopper and walker2d, beta 2; AntMaze alpha and
+    # beta 7.5 and rewards 10000 r - 1
+    Config, chosen = algos.load("prdc").Config, _budget(task, size)
+    if "antmaze" in task:
+        rewards = DataOptions(reward_scale=10_000.0, reward_shift=9_999.0)
+        return {"config": Config(alpha=7.5, beta=7.5), "data": rewards, **chosen}
+    return {"config": Config(alpha=40.0 if robot_of(task) == "halfcheetah" else 2.5), **chosen}
+
+
+def iql(task: str, size: str, data: str = "") -> dict[str, Any]:
+    # Kostrikov et al. 2021 and its code: kappa 0.7, beta 3 on locomotion with returns that span 1000, but for ant;
+    # AntMaze kappa 0.9, beta 10 and rewards r - 1.  The policy's rate falls over the run.
+    Config, chosen = algos.load("iql").Config, _budget(task, size)
+    more = {"expectile": 0.9, "beta": 10.0} if "antmaze" in task else {}
+    if robot_of(task) in ("hopper", "halfcheetah", "walker2d"):
+        chosen["data"] = DataOptions(reward_range=1000.0)
+    return {"config": Config(actor_steps=chosen["steps"], **more), **chosen}
+
+
+def cql(task: str, size: str, data: str = "") -> dict[str, Any]:
+    # CORL's configs (commit eeeeef2): weight 10 on locomotion, as the defaults; AntMaze with a Lagrange gap of 0.8,
+    # the largest of the sampled backups, gaps from -200 on, deeper critics, no normalisation and rewards 10 r - 5
+    Config, chosen = algos.load("cql").Config, _budget(task, size, 10_000)
+    if "antmaze" not in task:
+        return {"config": Config(hidden=(256, 256)) if size == "cpu" else Config(), **chosen}
+    sizes = {"hidden": (256, 256)} if size == "cpu" else {"hidden": (256,) * 5, "actor_hidden": (256,) * 3}
+    config = Config(
+        state_norm="none", **sizes, actor_lr=1e-4, conservative_weight=5.0,
+        lagrange=True, max_backup=True, gap_clip=(-200.0, None),
+    )  # fmt: skip
+    return {"config": config, "data": DataOptions(reward_scale=10.0, reward_shift=5.0), **chosen}
+
+
+# ReBRAC's table 12 as CORL's configs have it: (beta_a, beta_c)
+REBRAC = {
+    "halfcheetah": {
+        "random": (0.001, 0.1), "medium": (0.001, 0.01), "expert": (0.01, 0.01), "medium-expert": (0.01, 0.1),
+        "medium-replay": (0.01, 0.001), "full-replay": (0.001, 0.1),
+    },
+    "hopper": {
+        "random": (0.001, 0.01), "medium": (0.01, 0.01), "expert": (0.1, 0.1), "medium-expert": (0.1, 0.01),
+        "medium-replay": (0.05, 0.5), "full-replay": (0.01, 0.01),
+    },
+    "walker2d": {
+        "random": (0.01, 0.0), "medium": (0.05, 0.1), "expert": (0.01, 0.5), "medium-expert": (0.01, 0.01),
+        "medium-replay": (0.05, 0.01), "full-replay": (0.01, 0.01),
+    },
+    # by mazes: none has a robot of Gymnasium's
+    "antmaze": {"medium": (0.001, 0.0005), "large": (0.002, 0.001)},
+}  # fmt: skip
+
+
+def rebrac(task: str, size: str, data: str = "") -> dict[str, Any]:
+    Config, chosen = algos.load("rebrac").Config, _budget(task, size)
+    if "antmaze" in task:
+        maze = "large" if "large" in task or "giant" in task else "medium"
+        weights = dict(zip(("actor_bc", "critic_bc"), REBRAC["antmaze"][maze], strict=True))
+        config = Config(batch_size=256, actor_lr=3e-4, critic_lr=5e-5, discount=0.999, **weights)
+        return {"config": config, "data": DataOptions(reward_scale=100.0, reward_shift=100.0), **chosen}
+    found = REBRAC.get(robot_of(task), {}).get(kind_of(data))
+    weights = dict(zip(("actor_bc", "critic_bc"), found, strict=True)) if found else {}
+    return {"config": Config(batch_size=256 if size == "cpu" else 1024, **weights), **chosen}
+
+
+def _weighted(base: str):
+    """Density-ratio weighting of an algorithm: budget and rewards of that; its own coefficients are searched for."""
+
+    def dw(task: str, size: str, data: str = "") -> dict[str, Any]:
+        twin = PRESETS[base](task, size, data)
+        Config = algos.load(f"dw_{base}").Config
+        return {**twin, "config": Config(**vars(twin["config"]))} if "config" in twin else twin
+
+    return dw
+
+
+PRESETS = {"bc": bc, "td3_bc": td3_bc, "prdc": prdc, "iql": iql, "cql": cql, "rebrac": rebrac}
+PRESETS |= {f"dw_{base}": _weighted(base) for base in ("iql", "td3_bc", "cql")}
