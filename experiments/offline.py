@@ -1,7 +1,7 @@
 """Presets of the algorithms that learn from a dataset: values per task and kind of dataset, with their sources.
 
-full: the budget of the papers, 1M updates.  cpu: 30k (CQL 10k), and smaller networks or batches where the published
-ones are large.  matched, of TD3+BC alone: PRDC's alpha and rewards, so that what differs is the neighbour.
+full: the budget of the papers, 1M updates.  cpu: 30k (CQL 10k) of half as wide networks, and ReBRAC's batches are a
+quarter.  matched, of TD3+BC alone: PRDC's alpha and rewards, so that what differs is the neighbour.
 
 Rewards of AntMaze are 0 and 1 in D4RL and -1 and 0 in OGBench's single tasks, one less: a published a r + b is written
 here as a r + (a + b).
@@ -36,48 +36,53 @@ def _budget(task: str, size: str, updates: int = 30_000) -> dict[str, Any]:
     return {"steps": 1_000_000, "save_every": 50_000, "eval": EvalOptions(every=50_000, episodes=episodes)}
 
 
+def _config(algo: str, size: str, **values: Any) -> Any:
+    if size == "cpu":
+        values["hidden"] = (128,) * len(values.get("hidden", algos.load(algo).Config().hidden))
+    return algos.load(algo).Config(**values)
+
+
 def bc(task: str, size: str, data: str = "") -> dict[str, Any]:
-    return _budget(task, size)
+    return {"config": _config("bc", size), **_budget(task, size)}
 
 
 def td3_bc(task: str, size: str, data: str = "") -> dict[str, Any]:
     # Fujimoto & Gu 2021, appendix: alpha 2.5 and batch 256 on every locomotion task, as the defaults.
     if size != "matched":
-        return _budget(task, size)
+        return {"config": _config("td3_bc", size), **_budget(task, size)}
     twin = prdc(task, "full", data)
-    config = algos.load("td3_bc").Config(alpha=twin["config"].alpha)
-    return {**twin, "config": config}
+    return {**twin, "config": _config("td3_bc", "full", alpha=twin["config"].alpha)}
 
 
 def prdc(task: str, size: str, data: str = "") -> dict[str, Any]:
     # PRDC's README (commit 9f38464): alpha 40 on halfcheetah, 2.5 on hopper and walker2d, beta 2; AntMaze alpha and
     # beta 7.5 and rewards 10000 r - 1
-    Config, chosen = algos.load("prdc").Config, _budget(task, size)
+    chosen = _budget(task, size)
     if "antmaze" in task:
         rewards = DataOptions(reward_scale=10_000.0, reward_shift=9_999.0)
-        return {"config": Config(alpha=7.5, beta=7.5), "data": rewards, **chosen}
-    return {"config": Config(alpha=40.0 if robot_of(task) == "halfcheetah" else 2.5), **chosen}
+        return {"config": _config("prdc", size, alpha=7.5, beta=7.5), "data": rewards, **chosen}
+    return {"config": _config("prdc", size, alpha=40.0 if robot_of(task) == "halfcheetah" else 2.5), **chosen}
 
 
 def iql(task: str, size: str, data: str = "") -> dict[str, Any]:
     # Kostrikov et al. 2021 and its code: kappa 0.7, beta 3 on locomotion with returns that span 1000, but for ant;
     # AntMaze kappa 0.9, beta 10 and rewards r - 1.  The policy's rate falls over the run.
-    Config, chosen = algos.load("iql").Config, _budget(task, size)
+    chosen = _budget(task, size)
     more = {"expectile": 0.9, "beta": 10.0} if "antmaze" in task else {}
     if robot_of(task) in ("hopper", "halfcheetah", "walker2d"):
         chosen["data"] = DataOptions(reward_range=1000.0)
-    return {"config": Config(actor_steps=chosen["steps"], **more), **chosen}
+    return {"config": _config("iql", size, actor_steps=chosen["steps"], **more), **chosen}
 
 
 def cql(task: str, size: str, data: str = "") -> dict[str, Any]:
     # CORL's configs (commit eeeeef2): weight 10 on locomotion, as the defaults; AntMaze with a Lagrange gap of 0.8,
     # the largest of the sampled backups, gaps from -200 on, deeper critics, no normalisation and rewards 10 r - 5
-    Config, chosen = algos.load("cql").Config, _budget(task, size, 10_000)
+    chosen = _budget(task, size, 10_000)
     if "antmaze" not in task:
-        return {"config": Config(hidden=(256, 256)) if size == "cpu" else Config(), **chosen}
-    sizes = {"hidden": (256, 256)} if size == "cpu" else {"hidden": (256,) * 5, "actor_hidden": (256,) * 3}
-    config = Config(
-        state_norm="none", **sizes, actor_lr=1e-4, conservative_weight=5.0,
+        return {"config": _config("cql", size), **chosen}
+    config = _config(
+        "cql", size, state_norm="none", hidden=(256,) * 5, actor_hidden=(128 if size == "cpu" else 256,) * 3,
+        actor_lr=1e-4, conservative_weight=5.0,
         lagrange=True, max_backup=True, gap_clip=(-200.0, None),
     )  # fmt: skip
     return {"config": config, "data": DataOptions(reward_scale=10.0, reward_shift=5.0), **chosen}
@@ -103,15 +108,16 @@ REBRAC = {
 
 
 def rebrac(task: str, size: str, data: str = "") -> dict[str, Any]:
-    Config, chosen = algos.load("rebrac").Config, _budget(task, size)
+    chosen = _budget(task, size)
     if "antmaze" in task:
         maze = "large" if "large" in task or "giant" in task else "medium"
         weights = dict(zip(("actor_bc", "critic_bc"), REBRAC["antmaze"][maze], strict=True))
-        config = Config(batch_size=256, actor_lr=3e-4, critic_lr=5e-5, discount=0.999, **weights)
+        rates = {"actor_lr": 3e-4, "critic_lr": 5e-5}
+        config = _config("rebrac", size, batch_size=256, discount=0.999, **rates, **weights)
         return {"config": config, "data": DataOptions(reward_scale=100.0, reward_shift=100.0), **chosen}
     found = REBRAC.get(robot_of(task), {}).get(kind_of(data))
     weights = dict(zip(("actor_bc", "critic_bc"), found, strict=True)) if found else {}
-    return {"config": Config(batch_size=256 if size == "cpu" else 1024, **weights), **chosen}
+    return {"config": _config("rebrac", size, batch_size=256 if size == "cpu" else 1024, **weights), **chosen}
 
 
 def _weighted(base: str):
@@ -120,7 +126,7 @@ def _weighted(base: str):
     def dw(task: str, size: str, data: str = "") -> dict[str, Any]:
         twin = PRESETS[base](task, size, data)
         Config = algos.load(f"dw_{base}").Config
-        return {**twin, "config": Config(**vars(twin["config"]))} if "config" in twin else twin
+        return {**twin, "config": Config(**vars(twin["config"]))}
 
     return dw
 

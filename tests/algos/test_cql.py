@@ -95,7 +95,7 @@ def test_the_gap_is_clipped_row_by_row(table):
 def test_columns_and_their_densities():
     """Uniform ones weigh 2^-A; those of the policies are drawn at s and s', with densities of their own samples."""
     rng = np.random.default_rng(2)
-    laws = [TanhGaussian(*jnp.asarray(rng.normal(size=(2, B, A)), jnp.float32)) for _ in range(2)]
+    laws = [TanhGaussian(*jnp.asarray(0.4 * rng.normal(size=(2, B, A)), jnp.float32)) for _ in range(2)]
     draws = random_draws()
     actions, density = cql.proposals(*laws, draws)
     np.testing.assert_array_equal(actions[:N], draws.uniform)
@@ -186,7 +186,7 @@ def test_targets_move_by_tau_in_each_call():
 
 
 def test_the_temperature_rises_where_entropy_is_short():
-    """The gradient in log alpha is that of -log alpha (log pi + H), whatever alpha is: H - entropy... per row."""
+    """The gradient in log alpha is entropy - H, whatever alpha is."""
     batch = cql.to_batch(NORM, random_batch(), CFG)
     for entropy, sign in ((-5.0, 1), (5.0, -1)):
         slope, _ = jax.grad(cql.alpha_loss, has_aux=True)(jnp.asarray(-1.5), jnp.full(B, -entropy), batch, CFG)
@@ -337,16 +337,16 @@ def fixed_point(weight):
     return q
 
 
-def learn(weight, episodes, updates=1_500):
+def learn(weight, episodes, samples):
     """(Q f[401] on the grid, the policy's action) after training."""
     spec, norm = EnvSpec("bandit", (1,), 1), dataset.norm(episodes)
     cfg = cql.Config(
-        state_norm="none", hidden=(32, 32), batch_size=256, samples=16, actor_lr=3e-3, critic_lr=3e-3,
-        conservative_weight=weight, learn_alpha=False, alpha_multiplier=0.05,
+        state_norm="none", hidden=(32, 32), batch_size=128, samples=samples, actor_lr=3e-3, critic_lr=3e-3,
+        conservative_weight=weight, learn_alpha=False, alpha_multiplier=0.1,
     )  # fmt: skip
     algorithm, nets = cql.make(cfg, spec), cql.networks(cfg, spec)
     run = loop.begin(algorithm, Start(norm), (0,))
-    run, _ = jax.jit(loop.epoch(algorithm, updates))(run, batches.data(episodes, norm))
+    run, _ = jax.jit(loop.epoch(algorithm, 1_500))(run, batches.data(episodes, norm))
     state = jax.tree.map(lambda x: x[0], run.algo)
     q = nets.critic.apply(state.critic.params, np.zeros((401, 1), np.float32), GRID[:, None].astype(np.float32))
     action = nets.actor.apply(state.actor.params, np.zeros((1, 1), np.float32)).mode()
@@ -360,12 +360,12 @@ def test_values_are_those_of_the_conservative_fixed_point():
     best action to the best of those values.
     """
     episodes = bandit()
-    free, taken = learn(0.0, episodes)
-    np.testing.assert_allclose(free, GRID, atol=0.06)
+    free, taken = learn(0.0, episodes, samples=1)
+    np.testing.assert_allclose(free, GRID, atol=0.03)
     assert taken > 0.85
-    wanted, (held, taken) = fixed_point(2.0), learn(2.0, episodes)
-    inside = np.abs(GRID) < 0.95
-    np.testing.assert_allclose(held[inside], wanted[inside], atol=0.15)
-    assert (held < GRID)[GRID > 0.5].all()
+    wanted, (held, taken) = fixed_point(1.0), learn(1.0, episodes, samples=16)
+    inside = np.abs(GRID) < 0.85
+    np.testing.assert_allclose(held[inside], wanted[inside], atol=0.1)
+    assert (held < GRID)[GRID > 0.2].all()
     assert (held > GRID)[GRID < -0.2].all()
-    assert taken == pytest.approx(GRID[wanted.argmax()], abs=0.2)
+    assert taken == pytest.approx(GRID[wanted.argmax()], abs=0.15)

@@ -102,7 +102,7 @@ def test_coverage_is_on_the_grid_of_the_reference():
     reference = datasets.index(pairs([0, 10, 5, 0, 0, 2.5, 0], np.zeros(7)))
     of = lambda *state: measures.coverage(datasets.index(pairs(state, np.zeros(7))), reference)  # noqa: E731
     assert measures.coverage(reference, reference) == 1
-    assert of(0, 0.01, 0.02, 0, 0.03, 0.04, 0) == 0.25  # one pair of four
+    assert of(0, 0.01, -0.02, 0, 0.03, 0.04, 0) == 0.25  # one pair of four
     assert of(1, 2, 3, 0, 4, 99, 0) == 1.25  # beyond the range, too
     with pytest.raises(DataError, match="key 'state'"):
         measures.coverage(datasets.index(pairs(np.zeros(14), np.zeros(7))), reference)
