@@ -19,7 +19,7 @@ from core.metrics import write_json
 
 
 def bench(
-    what: Positional[Literal["updates", "rollout", "online", "chains"]],
+    what: Positional[Literal["updates", "rollout", "online", "chains", "neighbors"]],
     json_out: Path | None = None,
     rounds: int = 0,
     quick: bool = False,

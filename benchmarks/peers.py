@@ -258,6 +258,39 @@ def inside(name: str, steps: int) -> Measure:
     return measure
 
 
+# Nearest rows.
+
+
+def nearest(path: str, kind: str, workers: int, batches: int) -> Measure:
+    """Queries of `path` by a KD-tree of scipy's or a flat index of faiss: ms per batch.
+
+    The KD-tree of one worker writes its distances beside the file, as npy.
+    """
+    with np.load(path) as file:
+        key, query = file["key"], file["query"][:batches]
+    if kind == "faiss":
+        import faiss
+
+        index = faiss.IndexFlatL2(key.shape[1])
+        index.add(key)
+        ask = lambda batch: index.search(batch, 1)  # noqa: E731
+    else:
+        from scipy.spatial import cKDTree
+
+        tree = cKDTree(key)
+        ask = lambda batch: tree.query(batch, workers=workers)  # noqa: E731
+        if workers == 1:
+            np.save(path.replace(".npz", ".npy"), np.stack([ask(batch)[0] for batch in query]))
+
+    def measure() -> float:
+        began = time.perf_counter()
+        for batch in query:
+            ask(batch)
+        return 1e3 * (time.perf_counter() - began) / len(query)
+
+    return measure
+
+
 # Training.
 
 
@@ -325,7 +358,7 @@ def torch_dppo(path: str, what: str, threads: int, **sizes: int) -> Measure:
     return getattr(peers_torch.Dppo(path, threads), what)(**sizes)
 
 
-ALL = (policy, gymnasium, envpool, bare, inside, d3rlpy, sbx, torch_reinflow, torch_dppo)
+ALL = (policy, gymnasium, envpool, bare, inside, d3rlpy, sbx, nearest, torch_reinflow, torch_dppo)
 CONTENDERS = {f.__name__: f for f in ALL}
 
 
