@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
-from core.config import ConfigError
+from core.config import ConfigError, require_least
 from core.distributions import TanhGaussian
 from core.losses import check_shapes, ensemble_mse, mean, td_target
 from core.networks import MLP, Net, ensemble, float_dtype
@@ -224,10 +224,11 @@ def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "cql")
-    least = {"samples": 1, "temperature": 1e-6, "alpha_multiplier": 0, "action_limit": 1e-6, "conservative_weight": 0}
-    for name in least:
-        if getattr(cfg, name) < least[name]:
-            raise ConfigError(f"{name} {getattr(cfg, name)} must be at least {least[name]}")
+    algorithm.require_rates(cfg.discount, cfg.tau)
+    require_least(cfg, samples=1, temperature=1e-6, alpha_multiplier=0, action_limit=1e-6, conservative_weight=0)
+    low, high = cfg.gap_clip
+    if None not in (low, high) and low > high:
+        raise ConfigError(f"gap_clip {low} {high}: the least comes first")
     nets = networks(cfg, spec)
     actor_tx, critic_tx = optimisers(cfg)
 
@@ -257,4 +258,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(law(state, obs).mode()), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history))
+    value = algorithm.least_q(nets.critic.apply, limit=cfg.action_limit)
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history), value=value)

@@ -114,7 +114,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "dawr", chunk=True)
     require_choices(cfg)
-    critics.check(cfg.discount, reward_scale=cfg.reward_scale)
+    algorithm.require_rates(cfg.discount, reward_scale=cfg.reward_scale)
     chunk_policy.require_family("dawr", cfg.net, "diffusion", "reflow")
     if not 0 <= cfg.lam <= 1 or min(cfg.td_factor, cfg.beta, cfg.max_weight, cfg.critic_period, cfg.buffer) <= 0:
         raise ConfigError(

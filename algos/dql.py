@@ -111,7 +111,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "dql", chunk=True)
     require_choices(cfg)
-    critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
+    algorithm.require_rates(cfg.discount, cfg.tau, cfg.reward_scale)
     chunk_policy.require_family("dql", cfg.net, "diffusion", "reflow")
     if min(cfg.eta, cfg.actor_start) < 0:
         raise ConfigError(f"eta {cfg.eta} and actor_start {cfg.actor_start} must be at least 0")

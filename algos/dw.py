@@ -202,7 +202,10 @@ def weighted(base: Algorithm, cfg: Options, spec: EnvSpec, nets: Networks, rule:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return base.act_eval(state.base, obs, carry, key)
 
+    def value(state: State, obs: Observation, action: Array) -> Array:
+        return base.value(state.base, obs, action)
+
     return base._replace(
         init=init, update=update, act=act, act_eval=act_eval, sample=sample,
-        prepare=lambda dataset, start: reward_scale(dataset, cfg.ratio_reward),
+        prepare=lambda dataset, start: reward_scale(dataset, cfg.ratio_reward), value=value if base.value else None,
     )  # fmt: skip

@@ -121,7 +121,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "fql", chunk=True)
     require_choices(cfg)
-    critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
+    algorithm.require_rates(cfg.discount, cfg.tau, cfg.reward_scale)
     chunk_policy.require_family("fql", cfg.net, "reflow")
     if min(cfg.alpha, cfg.flow_acts) < 0:
         raise ConfigError(f"alpha {cfg.alpha} and flow_acts {cfg.flow_acts} must be at least 0")

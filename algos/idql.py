@@ -98,7 +98,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete or pixel tasks, and for options that do not fit together."""
     algorithm.require(spec, "idql", chunk=True)
     require_choices(cfg)
-    critics.check(cfg.discount, cfg.tau, cfg.reward_scale)
+    algorithm.require_rates(cfg.discount, cfg.tau, cfg.reward_scale)
     chunk_policy.require_family("idql", cfg.net, "diffusion", "reflow")
     if not 0 < cfg.expectile < 1 or not 0 < cfg.explore_weight < 1 or min(cfg.samples, cfg.explore_samples) < 1:
         raise ConfigError(

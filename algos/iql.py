@@ -44,7 +44,7 @@ class Config(algorithm.Config):
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     value_lr: float = 3e-4
-    actor_steps: int = 1_000_000  # updates in which actor_lr falls to 0 along half a cosine; 0: it is constant
+    actor_steps: int = 1_000_000  # updates in which actor_lr falls to 0, as many as --steps; 0: constant
     discount: float = 0.99  # gamma
     tau: float = 0.005  # Polyak rate of the critics' targets
     expectile: float = 0.7  # kappa
@@ -172,8 +172,7 @@ def check(cfg: Config) -> None:
     require_choices(cfg)
     if not 0 < cfg.expectile < 1 or not 0 <= cfg.dropout < 1:
         raise ConfigError(f"expectile {cfg.expectile} must lie in (0, 1) and dropout {cfg.dropout} in [0, 1)")
-    if not 0 <= cfg.discount <= 1 or not 0 < cfg.tau <= 1:
-        raise ConfigError(f"discount {cfg.discount} must lie in [0, 1] and tau {cfg.tau} in (0, 1]")
+    algorithm.require_rates(cfg.discount, cfg.tau)
     if cfg.beta < 0 or cfg.actor_steps < 0 or min(cfg.max_weight, cfg.action_limit) <= 0:
         raise ConfigError(
             f"beta {cfg.beta} and actor_steps {cfg.actor_steps} must be at least 0, "
@@ -219,4 +218,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(jnp.clip(mode(state, obs), -1, 1)), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history))
+    value = algorithm.least_q(nets.critic.apply, limit=cfg.action_limit)
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history), value=value)

@@ -103,6 +103,7 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "ppo")
+    algorithm.require_rates(cfg.discount)
     if cfg.epochs < 1 or cfg.clip <= 0 or not 0 <= cfg.lam <= 1:
         raise ConfigError(f"epochs {cfg.epochs} must be at least 1, clip {cfg.clip} positive, lam {cfg.lam} in [0, 1]")
     nets, tx = networks(cfg, spec), optim.adam(cfg.lr, eps=cfg.adam_eps, max_norm=cfg.max_grad_norm)

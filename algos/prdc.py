@@ -7,7 +7,7 @@ The paper writes the distance of keys; as in the authors' code its square enters
 all that depends on the policy.  No gradient flows through j.  `k` = 3 means the third nearest row, as there.  Differs
 from the authors' code in how j is found: exactly too, but jitted (`core.neighbors`).
 The states of keys are normalised, actions times m.  Where the nearest row is the transition's own, this is TD3+BC:
-`prdc/other` is the share where it is not, and `prdc/bc` the loss that TD3+BC would have had.
+`prdc/other` is the share where another is nearer, and `prdc/bc` the loss that TD3+BC would have had.
 Axes: B batch, S state, A action, M dataset rows, N transitions.
 """
 
@@ -29,6 +29,8 @@ from core.losses import mse
 from core.neighbors import Index, Nearest
 from core.rng import streams
 from core.types import Array, Data, Dataset, EnvSpec, Key, Metrics, Start, Transition
+
+MAX_BETA = 1e6  # its square times that of a state's range must be a float32
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def constraint(index: Index, row: Array, nets: Networks, cfg: Config):
     def cloned(state: State, batch: Batch) -> tuple[Array, Metrics]:
         action = jax.lax.stop_gradient(nets.actor.apply(state.actor.params, batch.obs))
         found = search(index, row, action, cfg)
+        own = jnp.linalg.norm(action - index.action[row], axis=1)  # equal rows are not others
         return index.action[found.row], {
-            "prdc/other": (found.row != row).mean(), "prdc/distance": found.distance.mean(),
+            "prdc/other": (found.distance < (1 - 1e-5) * own).mean(), "prdc/distance": found.distance.mean(),
             "prdc/bc": mse(action, batch.action),
         }  # fmt: skip
 
@@ -80,8 +83,8 @@ def constraint(index: Index, row: Array, nets: Networks, cfg: Config):
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for tasks that TD3+BC cannot have either, and for beta or k out of range."""
     base, nets = td3_bc.make(cfg, spec), td3_bc.networks(cfg, spec)
-    if not cfg.beta >= 0 or cfg.k < 1:
-        raise ConfigError(f"beta {cfg.beta} must be at least 0, and k {cfg.k} at least 1")
+    if not 0 <= cfg.beta <= MAX_BETA or cfg.k < 1:
+        raise ConfigError(f"beta {cfg.beta} must lie between 0 and {MAX_BETA:g}, and k {cfg.k} be at least 1")
 
     def prepare(dataset: Dataset, start: Start) -> Rows:
         if len(dataset.row) < cfg.k:

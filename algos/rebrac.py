@@ -9,7 +9,7 @@ TD3+BC with a penalty on the critic's side too, and LayerNorm in the critics.  C
     then the targets of critics and actor move by tau.
 Sums over A, where TD3+BC has means: a beta that suits one task is not that of another with more actions.  As in the
 authors' code (CORL), the actor's target moves towards the actor from before this call's step (`target_lag`), the
-critics' targets towards the new critics; rows and states are not normalised; LayerNorm follows the ReLU.
+critics' targets towards the new critics; states are not normalised; LayerNorm (eps 1e-6) follows the ReLU.
 A transition that only the clock ended may lack a': files like D4RL's have that action, in the row of the last state,
 while collections and other formats have zeros there.  Where it is missing, y has no penalty; the authors' data have no
 such transitions.  Terminal ones ignore a' anyway.
@@ -19,7 +19,7 @@ Axes: B batch, S state, A action, E critics.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from algos.td3_bc import critic_loss
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
-from core.config import ConfigError
+from core.config import require_least
 from core.losses import check_shapes, mean, td_target
 from core.networks import MLP, Net, ensemble, float_dtype
 from core.optim import Trained
@@ -42,8 +42,8 @@ class Config(algorithm.Config):
     weights: str = "torch_bias:0.1"  # initialisers, see core.networks.INITIALIZERS
     actor_head_weights: str = "uniform:0.001"
     critic_head_weights: str = "uniform:0.003"
-    actor_norm: str = "none"  # LayerNorm beside the activations: none, before or after
-    critic_norm: str = "after"
+    actor_norm: Literal["none", "before", "after"] = "none"  # LayerNorm beside the activations
+    critic_norm: Literal["none", "before", "after"] = "after"
     actor_lr: float = 1e-3
     critic_lr: float = 1e-3
     discount: float = 0.99  # gamma
@@ -173,10 +173,8 @@ def sampled(batch_size: int, history: int):
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "rebrac")
-    if cfg.actor_bc < 0 or cfg.critic_bc < 0:
-        raise ConfigError(
-            f"actor_bc {cfg.actor_bc} and critic_bc {cfg.critic_bc} must be at least 0: they are penalties"
-        )
+    algorithm.require_rates(cfg.discount, cfg.tau)
+    require_least(cfg, actor_period=1, actor_bc=0, critic_bc=0, policy_noise=0, noise_clip=0, exploration=0)
     nets = networks(cfg, spec)
     actor_tx, critic_tx = optimisers(cfg)
 
@@ -208,4 +206,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(policy(state, obs)), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=sampled(cfg.batch_size, spec.history))
+    value = algorithm.least_q(nets.critic.apply)
+    return Algorithm(init, update, act, act_eval, sample=sampled(cfg.batch_size, spec.history), value=value)

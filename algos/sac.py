@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
-from core.config import ConfigError
+from core.config import ConfigError, require_least
 from core.distributions import TanhGaussian
 from core.losses import check_shapes, ensemble_mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype
@@ -154,8 +154,10 @@ def to_batch(norm: Norm, t: Transition) -> Batch:
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "sac")
-    if cfg.alpha <= 0 or cfg.critics < 1 or cfg.n_step < 1:
-        raise ConfigError(f"alpha {cfg.alpha} must be > 0, critics {cfg.critics} and n_step {cfg.n_step} at least 1")
+    algorithm.require_rates(cfg.discount, cfg.tau)
+    require_least(cfg, critics=1, n_step=1)
+    if cfg.alpha <= 0:
+        raise ConfigError(f"alpha {cfg.alpha} must be above 0")
     nets = networks(cfg, spec)
     actor_tx, critic_tx, alpha_tx = optimisers(cfg)
 
@@ -189,4 +191,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         return ActOut(state.norm.raw_action(law(state, obs).mode()), carry)
 
     sample = batches.sampled(cfg.batch_size, spec.history, cfg.n_step, cfg.discount)
-    return Algorithm(init, update, act, act_eval, sample=sample, explores=True)
+    value = algorithm.least_q(nets.critic.apply)
+    return Algorithm(init, update, act, act_eval, sample=sample, explores=True, value=value)

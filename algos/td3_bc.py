@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
-from core.config import ConfigError
+from core.config import require_least
 from core.losses import check_shapes, ensemble_mse, mean, mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype, member
 from core.optim import Trained
@@ -177,10 +177,10 @@ def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
 
 
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
-    """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks."""
+    """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "td3_bc")
-    if cfg.max_action <= 0:
-        raise ConfigError(f"max_action {cfg.max_action} must be positive: it bounds the policy")
+    algorithm.require_rates(cfg.discount, cfg.tau)
+    require_least(cfg, actor_period=1, max_action=1e-6, alpha=0, policy_noise=0, noise_clip=0, exploration=0)
     nets = networks(cfg, spec)
     actor_tx, critic_tx = optimisers(cfg)
 
@@ -213,4 +213,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
         return ActOut(state.norm.raw_action(policy(state, obs) / cfg.max_action), carry)
 
-    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history))
+    value = algorithm.least_q(nets.critic.apply, cfg.max_action)
+    return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history), value=value)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks updates|rollout|online|chains`: measure, print a Markdown table, and write it as JSON."""
+"""`python -m benchmarks updates|rollout|online|chains|neighbors|offline`: print a Markdown table, write it as JSON."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from core.metrics import write_json
 
 
 def bench(
-    what: Positional[Literal["updates", "rollout", "online", "chains", "neighbors"]],
+    what: Positional[Literal["updates", "rollout", "online", "chains", "neighbors", "offline"]],
     json_out: Path | None = None,
     rounds: int = 0,
     quick: bool = False,
     peers: bool = False,
+    data: str = "",
 ) -> None:
     """Speed and memory, all contenders in one run.
 
     Args:
-        what: training on a dataset, simulators on the host with a policy in the loop, learning while acting, or
-            fine-tuning of flow and diffusion policies.
+        what: training on a dataset, simulators on the host with a policy in the loop, learning while acting,
+            fine-tuning of flow and diffusion policies, nearest rows, or the algorithms that learn from a dataset.
         json_out: where the figures are written; default benchmarks/out/WHAT.json.
         rounds: interleaved repetitions; medians are reported. 0: 7, or 3 of chains.
         quick: a tenth of the work, to see that it runs.
         peers: beside it d3rlpy, EnvPool, SBX or PyTorch, from the environment that `make bench` builds.
+        data: of offline, a Hopper dataset; default one that it plays itself.
     """
+    if data and what != "offline":
+        raise ConfigError(f"--data is read by offline, not by {what}: leave it out")
     runtime.configure(acting=what == "rollout")
     module = importlib.import_module(f"benchmarks.{what}")
-    rows = module.measure(rounds or getattr(module, "ROUNDS", 7), quick, peers)
+    rows = module.measure(rounds or getattr(module, "ROUNDS", 7), quick, peers, *([data] if data else []))
     publish(rows, json_out or HERE / "out" / f"{what}.json")
 
 

@@ -11,6 +11,7 @@ transition and is not counted.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -264,7 +265,7 @@ def inside(name: str, steps: int) -> Measure:
 def nearest(path: str, kind: str, workers: int, batches: int) -> Measure:
     """Queries of `path` by a KD-tree of scipy's or a flat index of faiss: ms per batch.
 
-    The KD-tree of one worker writes its distances beside the file, as npy.
+    The rows that are found lie beside the file, in KIND.npy.
     """
     with np.load(path) as file:
         key, query = file["key"], file["query"][:batches]
@@ -273,14 +274,13 @@ def nearest(path: str, kind: str, workers: int, batches: int) -> Measure:
 
         index = faiss.IndexFlatL2(key.shape[1])
         index.add(key)
-        ask = lambda batch: index.search(batch, 1)  # noqa: E731
+        ask = lambda batch: index.search(batch, 1)[1][:, 0]  # noqa: E731
     else:
         from scipy.spatial import cKDTree
 
         tree = cKDTree(key)
-        ask = lambda batch: tree.query(batch, workers=workers)  # noqa: E731
-        if workers == 1:
-            np.save(path.replace(".npz", ".npy"), np.stack([ask(batch)[0] for batch in query]))
+        ask = lambda batch: tree.query(batch, workers=workers)[1]  # noqa: E731
+    np.save(os.path.join(os.path.dirname(path), f"{kind}.npy"), np.stack([ask(batch) for batch in query]))
 
     def measure() -> float:
         began = time.perf_counter()
@@ -294,25 +294,32 @@ def nearest(path: str, kind: str, workers: int, batches: int) -> Measure:
 # Training.
 
 
-def d3rlpy(transitions: int, states: int, actions: int, updates: int, threads: int) -> Measure:
-    """TD3+BC by d3rlpy, batch 256, its sampling included and its logging left out: updates per second."""
+def d3rlpy(
+    updates: int, threads: int, transitions: int = 0, states: int = 0, actions: int = 0, path: str = "",
+    algorithm: str = "TD3PlusBC", hidden: tuple[int, ...] = (WIDTH, WIDTH), options: dict[str, Any] | None = None,
+) -> Measure:  # fmt: skip
+    """An algorithm of d3rlpy, batch 256, its sampling included and its logging left out: updates per second.
+
+    Args: path: an npz with the arguments of an MDPDataset, else `transitions` of noise; algorithm: class in
+        d3rlpy.algos; hidden: units of every network; options: of its config.
+    """
     import d3rlpy
     import torch
 
     torch.set_num_threads(threads)
-    rng, length = np.random.default_rng(0), 1000
-    rows = transitions // length * length
-    timeouts = np.zeros(rows, bool)
-    timeouts[length - 1 :: length] = True
-    data = d3rlpy.dataset.MDPDataset(
-        rng.standard_normal((rows, states), np.float32),
-        rng.uniform(-1, 1, (rows, actions)).astype(np.float32),
-        rng.standard_normal(rows, np.float32),
-        terminals=np.zeros(rows, bool),
-        timeouts=timeouts,
-    )
-    algo = d3rlpy.algos.TD3PlusBCConfig(batch_size=256).create(device="cpu:0")  # 2 x 256 units are its default
+    if path:
+        with np.load(path) as file:
+            columns = dict(file)
+    else:
+        columns = noise(transitions, states, actions)
+    data = d3rlpy.dataset.MDPDataset(**columns)
+    config = getattr(d3rlpy.algos, f"{algorithm}Config")
+    factory = d3rlpy.models.VectorEncoderFactory(list(hidden))
+    encoders = {field.name: factory for field in dataclasses.fields(config) if field.name.endswith("encoder_factory")}
+    algo = config(batch_size=256, **encoders, **(options or {})).create(device="cpu:0")
     algo.build_with_dataset(data)
+    if algorithm == "PRDC":  # as its `fit` begins
+        algo._nbsr.fit(np.concatenate([algo.config.beta * columns["observations"], columns["actions"]], axis=1))
 
     def measure() -> float:
         began = time.perf_counter()
@@ -322,6 +329,18 @@ def d3rlpy(transitions: int, states: int, actions: int, updates: int, threads: i
 
     measure()
     return measure
+
+
+def noise(transitions: int, states: int, actions: int, length: int = 1000) -> dict[str, np.ndarray]:
+    """Whole episodes of it, that the clock ended."""
+    rng, rows = np.random.default_rng(0), transitions // length * length
+    return {
+        "observations": rng.standard_normal((rows, states), np.float32),
+        "actions": rng.uniform(-1, 1, (rows, actions)).astype(np.float32),
+        "rewards": rng.standard_normal(rows, np.float32),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": np.arange(1, rows + 1) % length == 0,
+    }
 
 
 def sbx(name: str, num_envs: int, steps: int) -> Measure:

@@ -24,8 +24,9 @@ import numpy as np
 from algos import td3_bc
 from benchmarks.contenders import CORES, PEERS, Peer, interleaved, row
 from core import batches, dataset, loop
+from core.algorithm import Algorithm
 from core.rng import streams
-from core.types import Dataset, EnvSpec, Observation, Start, Transition
+from core.types import Data, Dataset, EnvSpec, Observation, Start, Transition
 from envs import datasets
 
 SPEC = EnvSpec("benchmark", (17,), 6)
@@ -82,15 +83,10 @@ def product_loop(size: int = 256, rows: int = 0, products: int = PRODUCTS):
     return measure
 
 
-def scanned(seeds: int, updates: int):
-    """Our loop; returns updates/s summed over seeds when called."""
-    data = rows_of(TRANSITIONS, SPEC)
-    norm = dataset.norm(data, CONFIG.state_norm)
-    algorithm = td3_bc.make(CONFIG, SPEC)
-    run = loop.begin(algorithm, Start(norm), range(seeds))
-    on_device = batches.data(data, norm)
-    program = loop.compiled(algorithm, run, on_device, updates).epoch
-    run = jax.block_until_ready(program(run))[0]
+def looped(algorithm: Algorithm, data: Data, seeds: int, updates: int, warm: int = 1):
+    """Our loop; returns updates/s summed over seeds when called.  Args: warm: measurements that are not given."""
+    run = loop.begin(algorithm, Start(data.norm), range(seeds))
+    program = loop.compiled(algorithm, run, data, updates).epoch
 
     def measure() -> float:
         nonlocal run
@@ -98,7 +94,16 @@ def scanned(seeds: int, updates: int):
         run = jax.block_until_ready(program(run))[0]
         return seeds * updates / (time.perf_counter() - began)
 
+    for _ in range(warm):
+        measure()
     return measure
+
+
+def scanned(seeds: int, updates: int):
+    """TD3+BC by our loop."""
+    data = rows_of(TRANSITIONS, SPEC)
+    on_device = batches.data(data, dataset.norm(data, CONFIG.state_norm))
+    return looped(td3_bc.make(CONFIG, SPEC), on_device, seeds, updates)
 
 
 def per_step(updates: int):

@@ -10,6 +10,7 @@ from core.config import ConfigError
 from core.types import ActOut, Array, Data, Dataset, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start
 
 Act = Callable[[PyTree, Observation, PyTree, Key], ActOut]  # (state, obs [B], carry [B], key)
+Value = Callable[[PyTree, Observation, Array], Array]  # (state, obs [B], action [B, A] in [-1, 1]) -> f32[B]
 
 
 def no_carry(num_envs: int) -> PyTree:
@@ -43,6 +44,7 @@ class Algorithm(NamedTuple):
     prepare: Callable[[Dataset, Start], PyTree] | None = None  # host, before training; becomes `Data.extra`
     eligible: Callable[[Dataset], Array] | None = None  # host: bool[N], which transitions may be drawn; None: all
     explores: bool = False  # `act` explores: without a dataset it learns online, from a replay
+    value: Value | None = None  # Q(s, a) in units of the rewards learned from; None: it has no such critic
 
     @property
     def on_policy(self) -> bool:
@@ -70,6 +72,28 @@ def require(spec: EnvSpec, name: str, goal=False, discrete=False, pixels=False, 
         raise ConfigError(f"{name} acts one step at a time; make {spec.name} without chunks")
 
 
+def require_rates(discount: float, tau: float = 1.0, reward_scale: float = 1.0) -> None:
+    """Raises: ConfigError for options that no critic can learn with."""
+    if not 0 <= discount <= 1 or not 0 < tau <= 1 or reward_scale <= 0:
+        raise ConfigError(
+            f"discount {discount} must lie in [0, 1], tau {tau} in (0, 1], reward_scale {reward_scale} above 0"
+        )
+
+
 def as_input(norm: Norm, obs: Observation) -> Array:
     """What a network reads: the normalised state [..., S]."""
     return norm.state(obs.state)
+
+
+def least_q(critic: Callable[[PyTree, Array, Array], Array], scale: float = 1.0, limit: float = float("inf")) -> Value:
+    """The `value` of states with `critic` and `norm`: min_e Q_e(s, a) by the critics' current parameters.
+
+    Args: critic: (params, normalised s [B, S], normalised a [B, A]) -> f32[E, B]; scale, limit: it reads actions times
+        `scale`, then clipped to +- `limit`.
+    """
+
+    def value(state: PyTree, obs: Observation, action: Array) -> Array:
+        action = (scale * state.norm.action(action)).clip(-limit, limit)
+        return critic(state.critic.params, as_input(state.norm, obs), action).min(axis=0)
+
+    return value

@@ -45,6 +45,13 @@ def require_choices(config: Any) -> None:
             choose(f"{name}", value, dict.fromkeys(typing.get_args(kind)))
 
 
+def require_least(config: Any, **least: float) -> None:
+    """Raises: ConfigError for the first option that is below the least value that it may have."""
+    for name, low in least.items():
+        if (value := getattr(config, name)) < low:
+            raise ConfigError(f"{name} {value} must be at least {low}")
+
+
 def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
     """`table[name]`, or UnknownName."""
     if name not in table:

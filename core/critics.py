@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 
 from core.chunk_policy import Policy
-from core.config import ConfigError, choose
+from core.config import choose
 from core.losses import ensemble_mse
 from core.networks import MLP, Net, ResidualMLP, ensemble
 from core.rng import streams
@@ -92,14 +92,6 @@ def to_batch(t: Transition, given: Policy, params: PyTree, norm: Norm, scale: fl
     """Transitions as a policy with these parameters reads them; scale: of the rewards."""
     state, after = (given.read(params, norm, obs) for obs in (t.obs, t.next_obs))
     return Batch(state, given.chunk(norm, t.action), scale * t.reward, after, value_ends(t, time_limit))
-
-
-def check(discount: float, tau: float = 1.0, reward_scale: float = 1.0) -> None:
-    """Raises: ConfigError for options that no critic can learn with."""
-    if not 0 <= discount <= 1 or not 0 < tau <= 1 or reward_scale <= 0:
-        raise ConfigError(
-            f"discount {discount} must lie in [0, 1], tau {tau} in (0, 1], reward_scale {reward_scale} above 0"
-        )
 
 
 def q_loss(critic_params: PyTree, target: Array, batch: Batch, q: Net) -> tuple[Array, Metrics]:

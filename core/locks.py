@@ -21,6 +21,14 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold FOLDER/lock, waiting for it as long as it takes."""
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def held(folder: Path) -> bool:
     """Whether a process is at work in the folder; changes nothing there."""
     try:

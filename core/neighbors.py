@@ -10,8 +10,9 @@ Two structures serve this; both are made once per dataset, whatever beta and the
   rows have almost the same state, as after resets.
 
 The answer is exact whatever the data are: where bounds prune nothing, every box is opened.  Distances are sums of
-squared float32 differences, never |x|^2 - 2xy + |y|^2; states are rotated to their principal axes, which changes no
-distance and makes boxes tighter.  Reference: PRDC, arXiv:2306.06569, whose authors ask a KD-tree on the CPU.
+squared float32 differences, never |x|^2 - 2xy + |y|^2.  States are rotated to their principal axes, which makes boxes
+tighter and changes no distance but by float32's rounding.  Reference: PRDC, arXiv:2306.06569, whose authors ask a
+KD-tree on the CPU.
 Axes: N rows, S state, A action, D = S + A, B queries, K listed rows, L leaves, m rows of a leaf, C boxes of leaves.
 """
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,17 +32,21 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from scipy.spatial import cKDTree
 
+from core import locks
 from core.losses import check_shapes
 from core.types import Array, PyTree
 
-LISTED = 128  # K; fewer where lists would take more than
-ENTRIES = 2**26  # (half a gigabyte), but at least
-FIRST = 8  # which are all that most queries need
+LISTED = 128  # K, at most
+ENTRIES = 2**26  # of all lists together, half a gigabyte; K is smaller where there are more rows
+FIRST = 8  # K, at least; and what of a list is looked at first, which is all that most queries need
 LEAF = 32  # m, at most
+TREE = 32  # numbers in a state up to which a KD-tree makes the lists; beyond, it looks at every row anyway
+PART = 256  # rows whose lists are made at once without it
 GROUP, BOXES, LEAVES = 16, 64, 128  # queries, boxes and leaves that are looked into at once
 SLACK = 1 - 1e-5  # bounds are rounded down by more than float32 errs
 BLOCK = 1024  # rows of brute force
-VERSION = 1  # of what `cached` keeps
+VERSION = 1  # of what `cached` keeps:
+KEPT = ("state", "listed", "apart", "reach", "leaf")
 
 
 class Index(NamedTuple):
@@ -66,10 +70,14 @@ class Nearest(NamedTuple):
 
 
 def build(state: Array, action: Array, listed: int | None = None, leaf: int = LEAF) -> Index:
-    """Index of rows f32[N, S], f32[N, A]: seconds for 100k rows, minutes for 1M.
+    """Index of rows f32[N, S], f32[N, A].
 
-    Args: state: scaled as the keys are to have it, but for beta; listed: K, by default `list_size(N)`.
+    Seconds for 100k rows, minutes for 1M; with more than `TREE` numbers in a state minutes, and hours.
+    Args: state: scaled as the keys are to have it, but for beta; listed: K, by default `list_size(N)`; leaf: m, at
+        least 2.
     """
+    if leaf < 2:
+        raise ValueError(f"a leaf of {leaf} rows: it needs at least 2")
     state, action = _rotated(state), np.asarray(action, np.float32)
     size = list_size(len(state)) if listed is None else listed
     return _index(state, action, *lists(state, np.arange(len(state)), size), _partition(state, action, leaf))
@@ -78,24 +86,33 @@ def build(state: Array, action: Array, listed: int | None = None, leaf: int = LE
 def cached(state: Array, action: Array, folder: Path) -> Index:
     """`build`, kept in `folder` under a hash of the rows: runs of any beta, policy and seed share it.
 
-    What cannot be read is made anew, and what cannot be written is not kept.
+    Of processes that want it at once one makes it and the others wait.  What cannot be read is made anew, and where
+    nothing can be written, nothing is kept.
     """
     state, action = np.ascontiguousarray(state, np.float32), np.ascontiguousarray(action, np.float32)
     settings = VERSION, list_size(len(state)), LEAF, state.shape, action.shape
     name = hashlib.sha256(repr(settings).encode() + state.tobytes() + action.tobytes()).hexdigest()[:32]
-    path = folder / f"{name}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
-        return _index(_rotated(state), action, *(file[key] for key in ("listed", "apart", "reach", "leaf")))
-    index = build(state, action)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, listed=index.listed, apart=index.apart, reach=index.reach, leaf=index.leaf)
-        part.replace(path)
+        with locks.in_turn(folder):
+            return _kept(state, action, folder / f"{name}.npz")
     except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        return build(state, action)
+
+
+def _kept(state: np.ndarray, action: np.ndarray, path: Path) -> Index:
+    damaged = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+    with contextlib.suppress(*damaged), np.load(path) as file:
+        return _index(file["state"], action, *(file[key] for key in KEPT[1:]))
+    print(f"indexing {len(state):,} rows for nearest neighbours, once for this dataset: {path}", flush=True)
+    index, part = build(state, action), path.with_suffix(".part")
+    with contextlib.suppress(OSError):
+        try:
+            with part.open("wb") as file:
+                np.savez(file, **{key: getattr(index, key) for key in KEPT})
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     return index
 
 
@@ -107,10 +124,34 @@ def list_size(rows: int) -> int:
 def lists(state: np.ndarray, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(listed i32[R, K], apart f32[R, K], reach f32[R]) of the given rows."""
     size = min(size, len(state))
-    distance, found = cKDTree(state).query(state[rows], k=size, workers=-1)
-    apart = np.square(distance.reshape(len(rows), size)).astype(np.float32)
-    reach = np.full(len(rows), np.inf) if size == len(state) else SLACK * apart[:, -1]
-    return found.reshape(len(rows), size).astype(np.int32), apart, reach.astype(np.float32)
+    if state.shape[1] <= TREE:
+        distance, found = cKDTree(state).query(state[rows], k=size, workers=-1)
+        apart, found = np.square(distance.reshape(len(rows), size)), found.reshape(len(rows), size)
+        reach = apart[:, -1]
+    else:
+        found, apart, reach = _lists_by_products(state, rows, size)
+    left_out = ~(found == rows[:, None]).any(axis=1)  # where more than K rows have its state
+    found[left_out, -1] = rows[left_out]
+    reach = np.full(len(rows), np.inf) if size == len(state) else SLACK * reach
+    return found.astype(np.int32), apart.astype(np.float32), reach.astype(np.float32)
+
+
+def _lists_by_products(state: np.ndarray, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists by |x|^2 - 2xy + |y|^2, whose error is taken off how far they reach; what they hold is measured exactly."""
+    wide, norm = state.astype(np.float64), np.square(state, dtype=np.float64).sum(axis=1)
+    parts = []
+    for first in range(0, len(rows), PART):
+        row = rows[first : first + PART]
+        apart = norm[row, None].astype(np.float32) - 2 * state[row] @ state.T + norm.astype(np.float32)
+        error = (state.shape[1] + 4) * 2**-23 * np.square(np.sqrt(norm[row]) + np.sqrt(norm.max()))
+        order = np.argpartition(apart, min(size, len(state) - 1), axis=1)
+        found = order[:, :size]
+        outside = apart[np.arange(len(row)), order[:, min(size, len(state) - 1)]]
+        exact = np.square(wide[row, None] - wide[found]).sum(axis=2)
+        nearer = np.argsort(exact, axis=1)
+        found, exact = (np.take_along_axis(x, nearer, 1) for x in (found, exact))
+        parts.append((found, exact, np.maximum(outside - error, 0)))
+    return tuple(np.concatenate(x) for x in zip(*parts, strict=True))
 
 
 def _rotated(state: Array) -> np.ndarray:
@@ -212,8 +253,10 @@ def _search(index: Index, row: Array, action: Array, beta: Array) -> Nearest:
         value = jnp.where(valid, squared.min(axis=1), jnp.inf)
         found = jnp.take_along_axis(rows, squared.argmin(axis=1)[:, None], 1)[:, 0]
         after = best[0].at[query].min(value)
-        wins = (value == after[query]) & (value < best[0][query])
-        return after, best[1].at[jnp.where(wins, query, queries)].set(found, mode="drop")
+        wins = jnp.where((value == after[query]) & (value < best[0][query]), query, queries)
+        # of equally near ones here the first row, in whatever order a device scatters
+        chosen = best[1].at[wins].set(len(index.state), mode="drop").at[wins].min(found, mode="drop")
+        return after, chosen
 
     best = in_lists(FIRST, jnp.arange(queries), None, jnp.ones(queries, bool), best)
     if index.listed.shape[1] > FIRST:

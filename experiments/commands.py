@@ -105,8 +105,9 @@ def evaluate(
     checkpoint: int | None = None,
     best: bool = False,
     denoising_steps: int = 0,
+    values: bool = False,
 ) -> None:
-    """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl.
+    """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl, with --values to RUN/values.jsonl.
 
     Args:
         run: the run folder.
@@ -116,8 +117,16 @@ def evaluate(
         checkpoint: judge the one at this step; default the last.
         best: judge the checkpoint with the best score in training.
         denoising_steps: denoising steps to act with, for policies that have some; 0: as in training.
+        values: judge the critic: Q beside the discounted rewards that followed; for what the clock cut off, its own Q.
     """
     _jax(acting=True)
+    if values:
+        from experiments.values import measure
+
+        if denoising_steps:
+            raise ConfigError("--values judges critics of single actions: leave --denoising-steps out")
+        measure(run, episodes, envs, seed, checkpoint, best)
+        return
     from experiments.evaluate import evaluate
 
     evaluate(run, episodes, envs, seed, checkpoint, best, denoising_steps)

@@ -164,6 +164,11 @@ class Job:
         if scheme.kind == "uniform":
             return None if usable.all() else sampling.alias_table(usable)
         of = dataset.episodes(self.data)
+        if scheme.kind == "aw" and len(of.length) <= self.data.state.shape[-1] + 1:
+            raise ConfigError(
+                f"--data.weights {scheme}: {len(of.length)} episodes leave no advantage over a value that is fitted to "
+                f"{self.data.state.shape[-1]} numbers of their first states; take rw, or more episodes"
+            )
         count = np.add.reduceat(usable, np.cumsum(of.length) - of.length, dtype=np.int64)
         try:
             p = weights.probabilities(scheme, of.ret, count, self.data.state[of.first], mix.sources(self.card))

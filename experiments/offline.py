@@ -1,7 +1,7 @@
 """Presets of the algorithms that learn from a dataset: values per task and kind of dataset, with their sources.
 
 full: the budget of the papers, 1M updates.  cpu: 30k (CQL 10k) of half as wide networks, and ReBRAC's batches are a
-quarter.  matched, of TD3+BC alone: PRDC's alpha and rewards, so that what differs is the neighbour.
+quarter.  matched and cpu-matched, of TD3+BC alone: PRDC's alpha and rewards, so that what differs is the neighbour.
 
 Rewards of AntMaze are 0 and 1 in D4RL and -1 and 0 in OGBench's single tasks, one less: a published a r + b is written
 here as a r + (a + b).
@@ -9,17 +9,22 @@ here as a r + (a + b).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import algos
 from experiments.options import DataOptions, EvalOptions
 
 KINDS = ("medium-expert", "medium-replay", "full-replay", "replay", "random", "medium", "expert")
+MIXED = ("random-medium", "random-expert")  # no kind of D4RL's
 
 
 def kind_of(data: str) -> str:
     """Which of D4RL's kinds of dataset a name or a file's name says, or none; a replay is taken for medium-replay."""
-    kind = next((kind for kind in KINDS if kind in data.rsplit("/", 1)[-1]), "")
+    words = f"-{'-'.join(re.findall('[a-z0-9]+', data.lower().rsplit('/', 1)[-1]))}-"
+    if any(f"-{mixed}-" in words for mixed in MIXED):
+        return ""
+    kind = next((kind for kind in KINDS if f"-{kind}-" in words), "")
     return "medium-replay" if kind == "replay" else kind
 
 
@@ -48,10 +53,11 @@ def bc(task: str, size: str, data: str = "") -> dict[str, Any]:
 
 def td3_bc(task: str, size: str, data: str = "") -> dict[str, Any]:
     # Fujimoto & Gu 2021, appendix: alpha 2.5 and batch 256 on every locomotion task, as the defaults.
-    if size != "matched":
+    if "matched" not in size:
         return {"config": _config("td3_bc", size), **_budget(task, size)}
-    twin = prdc(task, "full", data)
-    return {**twin, "config": _config("td3_bc", "full", alpha=twin["config"].alpha)}
+    size = "cpu" if size == "cpu-matched" else "full"
+    twin = prdc(task, size, data)
+    return {**twin, "config": _config("td3_bc", size, alpha=twin["config"].alpha)}
 
 
 def prdc(task: str, size: str, data: str = "") -> dict[str, Any]:
@@ -66,7 +72,7 @@ def prdc(task: str, size: str, data: str = "") -> dict[str, Any]:
 
 def iql(task: str, size: str, data: str = "") -> dict[str, Any]:
     # Kostrikov et al. 2021 and its code: kappa 0.7, beta 3 on locomotion with returns that span 1000, but for ant;
-    # AntMaze kappa 0.9, beta 10 and rewards r - 1.  The policy's rate falls over the run.
+    # AntMaze kappa 0.9, beta 10 and rewards r - 1.  The policy's rate falls over the preset's steps.
     chosen = _budget(task, size)
     more = {"expectile": 0.9, "beta": 10.0} if "antmaze" in task else {}
     if robot_of(task) in ("hopper", "halfcheetah", "walker2d"):
@@ -75,10 +81,13 @@ def iql(task: str, size: str, data: str = "") -> dict[str, Any]:
 
 
 def cql(task: str, size: str, data: str = "") -> dict[str, Any]:
-    # CORL's configs (commit eeeeef2): weight 10 on locomotion, as the defaults; AntMaze with a Lagrange gap of 0.8,
+    # CORL's configs (commit eeeeef2): weight 10 on locomotion, as the defaults, and returns that span 1000 on
+    # hopper-medium; AntMaze with a Lagrange gap of 0.8,
     # the largest of the sampled backups, gaps from -200 on, deeper critics, no normalisation and rewards 10 r - 5
     chosen = _budget(task, size, 10_000)
     if "antmaze" not in task:
+        if (robot_of(task), kind_of(data)) == ("hopper", "medium"):
+            chosen["data"] = DataOptions(reward_range=1000.0)
         return {"config": _config("cql", size), **chosen}
     config = _config(
         "cql", size, state_norm="none", hidden=(256,) * 5, actor_hidden=(128 if size == "cpu" else 256,) * 3,
@@ -102,7 +111,7 @@ REBRAC = {
         "random": (0.01, 0.0), "medium": (0.05, 0.1), "expert": (0.01, 0.5), "medium-expert": (0.01, 0.01),
         "medium-replay": (0.05, 0.01), "full-replay": (0.01, 0.01),
     },
-    # by mazes: none has a robot of Gymnasium's
+    # by mazes, of the sets that play in them
     "antmaze": {"medium": (0.001, 0.0005), "large": (0.002, 0.001)},
 }  # fmt: skip
 

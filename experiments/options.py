@@ -12,7 +12,7 @@ from core.config import ConfigError, changed, fingerprint, require_finite
 from core.metrics import require_sink
 from envs.registry import Options
 
-PresetName = Literal["full", "cpu", "published", "matched"]
+PresetName = Literal["full", "cpu", "published", "matched", "cpu-matched"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Run folders: where everything of a run lies, and what state it is in.
 
 runs/<algo>/<task>/<name>/  config.json  meta.json  status.json  metrics.jsonl  eval.jsonl  ckpt/
-and experience/ of an online run, eval_fresh.jsonl once it is judged again, parent/ of one that starts from another
+and experience/ of an online run, eval_fresh.jsonl and values.jsonl once it is judged again, parent/ of one that starts
+from another
 """
 
 from __future__ import annotations
@@ -119,6 +120,11 @@ def set_status(folder: Path, state: str, **more: Any) -> None:
 def data_hash(folder: Path) -> str:
     """SHA-256 of the data that a run was made with, from its meta.json."""
     return _meta(folder, lambda meta: meta["data"]["sha256"])
+
+
+def data_returns(folder: Path) -> tuple[float, float]:
+    """Least and largest return of the episodes that a run was made with, from its meta.json."""
+    return _meta(folder, lambda meta: (meta["data"]["return"]["min"], meta["data"]["return"]["max"]))
 
 
 def parent(folder: Path) -> dict[str, Any] | None:

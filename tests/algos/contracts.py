@@ -8,19 +8,24 @@ import pytest
 
 from core import batches, dataset, loop
 from core.algorithm import Algorithm
-from core.types import Start
-from tests.algos.test_td3_bc import random_batch, random_dataset, same
+from core.types import Data, Dataset, Norm, Start, Transition
+from tests.algos.problems import random_batch, random_dataset, same
 
 
 def close(a, b, rtol=1e-5, atol=1e-6) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
+def learned_from(algorithm: Algorithm, episodes: Dataset, norm: Norm) -> Data:
+    extra = algorithm.prepare(episodes, Start(norm)) if algorithm.prepare else ()
+    return batches.data(episodes, norm, extra=extra)
+
+
 def compiled_once_pure_and_alone_as_among_seeds(algorithm: Algorithm) -> None:
     """One program for all epochs; the same again, to the bit; fused updates as shorter epochs; seeds as seeds alone."""
     episodes = random_dataset()
     norm = dataset.norm(episodes, "standard")
-    data, traces = batches.data(episodes, norm), []
+    data, traces = learned_from(algorithm, episodes, norm), []
     six = jax.jit(lambda run, data: traces.append(0) or loop.epoch(algorithm, 6)(run, data))
     run = loop.begin(algorithm, Start(norm), (0, 1))
     once, metrics = six(run, data)
@@ -41,13 +46,14 @@ def compiled_once_pure_and_alone_as_among_seeds(algorithm: Algorithm) -> None:
 def no_key_is_used_twice(algorithm: Algorithm) -> None:
     episodes = random_dataset()
     norm = dataset.norm(episodes)
-    data, start = batches.data(episodes, norm), Start(norm)
+    data, start = learned_from(algorithm, episodes, norm), Start(norm)
     state = algorithm.init(jax.random.key(9), start)
     with jax.debug_key_reuse(True):
         key = jax.random.key(0)
         batch = jax.jit(algorithm.sample)(data, jax.random.fold_in(key, 1))
         jax.jit(algorithm.update)(state, batch, jax.random.fold_in(key, 2))
-        jax.jit(algorithm.act)(state, batch.obs, (), jax.random.fold_in(key, 3))
+        seen = batch.obs if isinstance(batch, Transition) else batch[0].obs
+        jax.jit(algorithm.act)(state, seen, (), jax.random.fold_in(key, 3))
         jax.jit(algorithm.init)(jax.random.fold_in(key, 4), start)
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: (jax.random.normal(key), jax.random.normal(key)))(key)

@@ -15,7 +15,7 @@ from algos import bc
 from core import batches, dataset, loop
 from core.config import ConfigError, UnknownName
 from core.types import EnvSpec, Norm, Observation, Start
-from tests.algos.test_td3_bc import match_problem, same
+from tests.algos.problems import match_problem, same
 
 ROOT = Path(__file__).parents[2]
 SPEC = EnvSpec("match", (2,), 2)

@@ -14,11 +14,9 @@ from core.distributions import TanhGaussian
 from core.networks import Net
 from core.types import EnvSpec, Start
 from tests.algos import contracts
-from tests.algos.test_td3_bc import random_batch, same
+from tests.algos.problems import NORM, SPEC, random_batch, same
 
-SPEC = EnvSpec("test", (3,), 2)
 CFG = cql.Config(batch_size=16, hidden=(8, 8), samples=3, critic_head_weights="orthogonal")
-NORM = dataset.identity_norm(3, 2)
 B, A, N = 16, 2, 3
 
 
@@ -276,6 +274,8 @@ def test_published_weights():
         {"alpha_multiplier": -1.0},
         {"action_limit": 0.0},
         {"conservative_weight": -1.0},
+        {"tau": 5.0},
+        {"gap_clip": (1.0, -1.0)},
     ],
 )
 def test_options_out_of_range_are_refused(change):

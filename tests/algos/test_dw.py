@@ -11,11 +11,9 @@ from algos import cql, dw, dw_cql, dw_iql, dw_td3_bc, iql, td3_bc
 from core import batches, dataset, loop
 from core.config import ConfigError
 from core.types import EnvSpec, Start
+from tests.algos.problems import NORM, SPEC, random_batch, random_dataset, same
 from tests.algos.test_iql import mlp
-from tests.algos.test_td3_bc import random_batch, random_dataset, same
 
-SPEC = EnvSpec("test", (3,), 2)
-NORM = dataset.identity_norm(3, 2)
 SIZES = {"batch_size": 16, "hidden": (8, 8)}
 PAIRS = {"iql": (dw_iql, iql), "td3_bc": (dw_td3_bc, td3_bc), "cql": (dw_cql, cql)}
 EACH = pytest.mark.parametrize("name", PAIRS)

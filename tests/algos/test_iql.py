@@ -12,11 +12,9 @@ from core import batches, dataset, loop
 from core.config import ConfigError
 from core.networks import member
 from core.types import EnvSpec, Observation, Start
-from tests.algos.test_td3_bc import random_batch, random_dataset, same
+from tests.algos.problems import NORM, SPEC, random_batch, random_dataset, same
 
-SPEC = EnvSpec("test", (3,), 2)
 CFG = iql.Config(batch_size=16, hidden=(8, 8))
-NORM = dataset.identity_norm(3, 2)
 
 
 def begin(cfg=CFG, norm=NORM, seed=0):

@@ -11,7 +11,8 @@ from algos import prdc, td3_bc
 from core import batches, dataset, loop
 from core.config import ConfigError
 from core.types import EnvSpec, Observation, Start
-from tests.algos.test_td3_bc import NORM, SPEC, adam_steps, match_problem, random_dataset, same
+from tests.algos import contracts
+from tests.algos.problems import NORM, SPEC, adam_steps, match_problem, random_dataset, same
 
 CFG = prdc.Config(batch_size=16, hidden=(8, 8), state_norm="none")
 DATA = random_dataset()
@@ -136,13 +137,22 @@ def test_delays():
     assert (adam_steps(state.actor), adam_steps(state.critic)) == (2, 5)
 
 
-def test_seeds_side_by_side_equal_one_alone():
-    algorithm, run, on_device = begun(seeds=(0, 1))
-    both, metrics = jax.jit(loop.epoch(algorithm, 6))(run, on_device)
-    alone, expected = jax.jit(loop.epoch(algorithm, 6))(jax.tree.map(lambda x: x[1:], run), on_device)
-    np.testing.assert_allclose(metrics["prdc/distance"][1:], expected["prdc/distance"], rtol=1e-5)
-    close = lambda a, b: np.testing.assert_allclose(a[1:], b, rtol=2e-4, atol=1e-5)  # noqa: E731
-    jax.tree.map(close, both.algo.actor.params, alone.algo.actor.params)
+def test_contracts():
+    algorithm = prdc.make(CFG, SPEC)
+    contracts.compiled_once_pure_and_alone_as_among_seeds(algorithm)
+    contracts.no_key_is_used_twice(algorithm)
+    contracts.explores_within_bounds_and_is_judged_without_noise(algorithm)
+
+
+def test_equal_rows_are_not_others():
+    """Mixtures draw episodes more than once."""
+    twice = DATA._replace(**{key: np.concatenate([getattr(DATA, key)] * 2) for key in ("state", "action", "reward")})
+    twice = dataset.from_lengths(twice.state, twice.action, twice.reward, np.tile(DATA.terminated, 2), np.full(12, 20))
+    cfg = replace(CFG, beta=1e3)
+    algorithm, state, on_device = first_state(cfg, twice)
+    _, metrics = cloned(cfg, state, on_device, batch_of(algorithm, on_device)[0])
+    assert metrics["prdc/other"] == 0
+    assert cloned(replace(cfg, beta=0.0), state, on_device, batch_of(algorithm, on_device)[0])[1]["prdc/other"] > 0.5
 
 
 def test_histories_are_states_of_keys():
@@ -156,7 +166,9 @@ def test_histories_are_states_of_keys():
     np.testing.assert_allclose(kept, apart, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("change", "words"), [({"beta": -1.0}, "beta -1"), ({"k": 0}, "k 0 at least 1")])
+@pytest.mark.parametrize(
+    ("change", "words"), [({"beta": -1.0}, "beta -1"), ({"beta": 1e20}, "1e.06"), ({"k": 0}, "k 0 be")]
+)
 def test_bad_options(change, words):
     with pytest.raises(ConfigError, match=words):
         prdc.make(replace(CFG, **change), SPEC)

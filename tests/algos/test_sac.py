@@ -132,7 +132,7 @@ def test_the_value_of_a_time_limit_is_bootstrapped():
     assert metrics["critic/q"] == pytest.approx(2.0, abs=0.25)  # 1 / (1 - 0.5): the tenth step counts what follows
 
 
-@pytest.mark.parametrize("change", [{"alpha": 0.0}, {"critics": 0}, {"n_step": 0}])
+@pytest.mark.parametrize("change", [{"alpha": 0.0}, {"critics": 0}, {"n_step": 0}, {"discount": 1.1}, {"tau": 0.0}])
 def test_options_out_of_range_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         sac.make(sac.Config(**change), SPEC)

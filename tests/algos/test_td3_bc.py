@@ -10,51 +10,18 @@ import pytest
 from algos import td3_bc
 from core import batches, dataset, loop, optim
 from core.config import ConfigError
-from core.types import EnvSpec, Observation, Start, Transition
+from core.types import EnvSpec, Observation, Start
 from envs.toys import build
+from tests.algos import contracts
+from tests.algos.problems import NORM, SPEC, adam_steps, match_problem, random_batch, random_dataset, same
 from tests.conftest import match_arrays
 
-SPEC = EnvSpec("test", (3,), 2)
 CFG = td3_bc.Config(batch_size=16, hidden=(8, 8))
-NORM = dataset.identity_norm(3, 2)
-
-
-def random_dataset(seed=0, episodes=6, length=20):
-    rng = np.random.default_rng(seed)
-    rows = episodes * (length + 1)
-    state = rng.normal(1, 2, (rows, 3)).astype(np.float32)
-    action = rng.uniform(-1, 1, (rows, 2)).astype(np.float32)
-    lengths = np.full(episodes, length)
-    return dataset.from_lengths(
-        state, action, rng.normal(size=rows).astype(np.float32), rng.random(rows) < 0.1, lengths
-    )
-
-
-def random_batch(seed=0, size=16):
-    rng = np.random.default_rng(seed)
-    s, ns = (jnp.asarray(rng.normal(size=(size, 3)), jnp.float32) for _ in range(2))
-    a = jnp.asarray(rng.uniform(-1, 1, (size, 2)), jnp.float32)
-    r = jnp.asarray(rng.normal(size=size), jnp.float32)
-    none = jnp.zeros(size)
-
-    def seen(state):
-        return Observation(state, jnp.zeros((size, 0)), none, none.astype(jnp.int32))
-
-    return Transition(seen(s), a, r, seen(ns), jnp.asarray(rng.random(size) < 0.3), none.astype(bool))
 
 
 def begin(cfg=CFG, norm=NORM, seed=0):
     algorithm = td3_bc.make(cfg, SPEC)
     return algorithm, jax.jit(algorithm.init)(jax.random.key(seed), Start(norm))
-
-
-def same(a, b):
-    return all((x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def adam_steps(net):
-    states = jax.tree.leaves(net.opt, is_leaf=lambda x: hasattr(x, "mu"))
-    return int(next(x.count for x in states if hasattr(x, "mu")))
 
 
 def test_delays():
@@ -183,15 +150,13 @@ def test_acting():
     assert np.abs(explored).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"goal_shape": (2,)}, "single-task variant"),
-        ({"num_actions": 4}, "discrete"),
-        ({"obs_shape": (64, 64, 3)}, "images"),
-        ({"chunk": 4}, "without chunks"),
-    ],
-)
+@pytest.mark.parametrize("change", [{"max_action": 0.0}, {"tau": 5.0}, {"actor_period": 0}, {"policy_noise": -0.1}])
+def test_options_out_of_range_are_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        td3_bc.make(replace(CFG, **change), SPEC)
+
+
+@contracts.REFUSED
 def test_tasks_that_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         td3_bc.make(CFG, SPEC._replace(**change))
@@ -245,15 +210,6 @@ def test_no_key_is_used_twice():
         jax.jit(algorithm.init)(jax.random.fold_in(key, 4), start)
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(lambda key: (jax.random.normal(key), jax.random.normal(key)))(key)
-
-
-def match_problem(n=4000, seed=0):
-    """One-step episodes: reward -|a - s/2|^2; the behaviour is off by (0.3, -0.3) with noise 0.3."""
-    rng = np.random.default_rng(seed)
-    s = rng.uniform(-1, 1, (2 * n, 2)).astype(np.float32)
-    a = np.clip(s / 2 + np.array([0.3, -0.3]) + rng.normal(0, 0.3, s.shape), -1, 1).astype(np.float32)
-    r = -np.square(a - s / 2).sum(1).astype(np.float32)
-    return dataset.from_lengths(s, a, r, np.ones(2 * n, bool), np.ones(n, np.int32))
 
 
 def test_learns_the_optimum_where_cloning_copies():

@@ -76,15 +76,14 @@ def queries(action, far, seed=1):
 
 
 def check(state, action, index, beta, far=True):
+    """Against all rows of the index; that those are the dataset's but for rounding is a test of its own."""
     row, wanted = queries(action, far)
     found = nearest(index, row, wanted, beta)
-    wide = [x.astype(np.float64) for x in (state, action)], wanted.astype(np.float64)
-    expected = truth(*wide[0], row, wide[1], beta)
-    # states are rotated in float32: an error of their size times 1e-7 remains
-    atol = 2e-6 * (1 + beta * np.ptp(state))
-    np.testing.assert_allclose(found.distance, expected, rtol=1e-5, atol=atol)
-    np.testing.assert_allclose(measured(*wide[0], row, wide[1], beta, found.row), expected, rtol=1e-5, atol=atol)
-    return found
+    wide = [np.asarray(x, np.float64) for x in (index.state, index.action)]
+    expected = truth(*wide, row, wanted.astype(np.float64), beta)
+    np.testing.assert_allclose(found.distance, expected, rtol=1e-5, atol=1e-7)
+    ours = measured(*wide, row, wanted.astype(np.float64), beta, found.row)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("far", [False, True])
@@ -111,14 +110,30 @@ def test_random_shapes(seed):
     check(state, action, neighbors.build(state, action), float(rng.uniform(0, 8)))
 
 
-def test_a_certificate_never_lies():
+@pytest.mark.parametrize("maker", MAKERS)
+def test_rotated_states_keep_their_distances(maker):
+    state, action = rows_of(maker, 200)
+    index = neighbors.build(state, action)
+    there, ours = (np.linalg.norm(x[:, None].astype(np.float64) - x, axis=-1) for x in (state, index.state))
+    np.testing.assert_allclose(ours, there, rtol=1e-5, atol=1e-6 * (1 + np.ptp(state)))
+    np.testing.assert_array_equal(index.action, action)
+
+
+@pytest.mark.parametrize("states", [5, 40])  # by a KD-tree, by products
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_certificate_never_lies(maker, states):
     """Whatever lies outside a list is at least as far by state as `reach` says."""
-    state, action = rows_of(resets, 500)
+    state, action = rows_of(maker, 500, states)
     index = neighbors.build(state, action, listed=8)
+    np.testing.assert_array_equal((index.listed == np.arange(500)[:, None]).any(axis=1), True)
     for row in range(0, 500, 7):
         outside = np.setdiff1d(np.arange(500), index.listed[row])
         apart = np.square(index.state[row].astype(np.float64) - index.state[outside]).sum(-1)
         assert apart.min() >= index.reach[row]
+        kept = np.square(index.state[row].astype(np.float64) - index.state[index.listed[row]]).sum(-1)
+        np.testing.assert_allclose(index.apart[row], kept, rtol=1e-5, atol=1e-9)
+    if maker is normal:
+        assert (index.reach > 0).all()
     whole = neighbors.build(state, action, listed=500)
     assert np.isinf(whole.reach).all()
 
@@ -131,6 +146,11 @@ def test_every_row_is_in_its_leaf_and_box():
     key = index.key.reshape(len(index.boxes), -1, *index.key.shape[1:]).swapaxes(1, 2)
     assert (inside[0] <= key).all()
     assert (key <= inside[1]).all()
+
+
+def test_states_of_many_numbers():
+    state, action = rows_of(resets, 700, states=60)
+    check(state, action, neighbors.build(state, action, listed=16), 0.3)
 
 
 def test_ones_own_row_is_at_distance_zero():
@@ -202,16 +222,18 @@ def test_brute_force(k):
 def test_an_index_is_made_once(tmp_path, monkeypatch):
     state, action = rows_of(resets, 300)
     made = neighbors.cached(state, action, tmp_path / "new")
-    (file,) = (tmp_path / "new").iterdir()
+    (file,) = (tmp_path / "new").glob("*.npz")
     with monkeypatch.context() as patched:
-        patched.setattr(neighbors, "lists", None)
+        patched.setattr(neighbors, "build", None)
         again = neighbors.cached(state, action, tmp_path / "new")
     jax.tree.map(np.testing.assert_array_equal, made, again)
     file.write_bytes(file.read_bytes()[:1000])  # damaged: made anew
     jax.tree.map(np.testing.assert_array_equal, made, neighbors.cached(state, action, tmp_path / "new"))
     assert file.stat().st_size > 1000
     neighbors.cached(state + 1, action, tmp_path / "new")
-    assert len(list((tmp_path / "new").iterdir())) == 2
+    assert sorted(x.suffix for x in (tmp_path / "new").iterdir()) == ["", ".npz", ".npz"]
+    with pytest.raises(ValueError, match="leaf of 1"):
+        neighbors.build(state, action, leaf=1)
     blocked = tmp_path / "file"
     blocked.write_text("")
     jax.tree.map(np.testing.assert_array_equal, made, neighbors.cached(state, action, blocked))

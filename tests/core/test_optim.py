@@ -133,6 +133,16 @@ def test_every_calls_on_multiples():
         optim.every(0, jnp.int32(0), lambda s: (s, {}), state)
 
 
+@pytest.mark.parametrize(("period", "first", "wanted"), [(2, 1, [0, 2, 4, 6]), (3, 2, [1, 4]), (3, 3, [2, 5])])
+def test_every_begins_with_the_call_that_is_said(period, first, wanted):
+    calls, state = [], jnp.int32(0)
+    for step in range(7):
+        state, metrics = optim.every(period, jnp.int32(step), lambda s: (s + 1, {"x": jnp.float32(s)}), state, first)
+        calls.append(not np.isnan(metrics["x"]))
+    assert np.flatnonzero(calls).tolist() == wanted
+    assert state == len(wanted)
+
+
 def counting_run(x, start, steps=5):
     """A scan whose body has a delayed product; x f32[n, n], start i32[]."""
 

@@ -11,6 +11,7 @@ from experiments import offline, options, parents, runs
 from experiments.presets import preset
 
 TASKS = ("mujoco/hopper-v5", "mujoco/humanoid-v5", "mujoco/swimmer-v5", "metaworld/push", "toy/match")
+MAZE = "ogbench/antmaze-medium-navigate-singletask"
 FAMILIES = ("reflow", "shortcut", "meanflow", "diffusion", "gaussian")
 SIZES = {"batch_size", "epochs", "duplicates", "net", "critic", "noise_decay", "ema_start", "lr_cycle"}
 TUNED = ("reinflow", "dppo", "gaussian_ppo")
@@ -46,7 +47,7 @@ def test_cpu_changes_sizes_only(algo):
 
 @pytest.mark.parametrize("algo", offline.PRESETS)
 def test_offline_presets(algo):
-    for task in (*TASKS, "ogbench/antmaze-medium"):
+    for task in (*TASKS, MAZE):
         full, cpu = (preset(algo, task, size, data="data/some.npz") for size in ("full", "cpu"))
         options.check(replace(cpu, data=replace(cpu.data, path="data/some.npz")))
         assert cpu.steps < full.steps == 1_000_000
@@ -57,10 +58,13 @@ def test_offline_presets(algo):
 
 
 def test_td3_bc_matched_to_prdc_differs_in_the_neighbour_only():
-    for task in ("mujoco/halfcheetah-v5", "ogbench/antmaze-medium"):
+    for task in ("mujoco/halfcheetah-v5", MAZE):
         matched, twin = preset("td3_bc", task, "matched", data="x"), preset("prdc", task, data="x")
         assert matched.config.alpha == twin.config.alpha != 2.5
         assert (matched.data, matched.steps) == (twin.data, twin.steps)
+    small = preset("td3_bc", "mujoco/halfcheetah-v5", "cpu-matched", data="x")
+    assert small.config == replace(preset("td3_bc", "mujoco/halfcheetah-v5", "cpu").config, alpha=40.0)
+    assert small.steps == 30_000
     with pytest.raises(ConfigError, match="iql has no preset matched"):
         preset("iql", TASKS[0], "matched")
 
@@ -70,12 +74,38 @@ def test_td3_bc_matched_to_prdc_differs_in_the_neighbour_only():
     [
         ("d4rl/hopper-medium-expert-v2", (0.1, 0.01)), ("data/hopper-replay.npz", (0.05, 0.5)),
         ("d4rl/hopper-medium-v2", (0.01, 0.01)), ("data/hopper-full-replay.npz", (0.01, 0.01)),
-        ("hopper-expert-folder/random.npz", (0.001, 0.01)),
+        ("hopper-expert-folder/random.npz", (0.001, 0.01)), ("data/hopper-random-expert-0.05.npz", (0.01, 0.01)),
+        ("data/hopper_medium_expert.npz", (0.1, 0.01)), ("data/expertise.npz", (0.01, 0.01)),
     ],
 )  # fmt: skip
 def test_rebrac_chooses_by_the_kind_of_dataset(data, expected):
     config = preset("rebrac", TASKS[0], data=data).config
     assert (config.actor_bc, config.critic_bc) == expected
+
+
+def test_published_values_of_mazes():
+    """Rewards of 0 and 1 times a, plus b, are those of -1 and 0 times a, plus a + b."""
+    rewards = {"prdc": (10_000, -1), "iql": (1, -1), "cql": (10, -5), "rebrac": (100, 0)}
+    for algo, (scale, shift) in rewards.items():
+        data = preset(algo, MAZE, data="x").data
+        for reward in (0, 1):
+            assert (reward - 1) * data.reward_scale + data.reward_shift == scale * reward + shift
+    prdc, iql, cql, rebrac = (preset(algo, MAZE, data="x").config for algo in rewards)
+    assert (prdc.alpha, prdc.beta) == (7.5, 7.5)
+    assert (iql.expectile, iql.beta) == (0.9, 10.0)
+    assert (cql.conservative_weight, cql.target_gap, cql.lagrange, cql.max_backup) == (5.0, 0.8, True, True)
+    assert (cql.gap_clip, len(cql.hidden), len(cql.actor_hidden), cql.actor_lr) == ((-200.0, None), 5, 3, 1e-4)
+    assert (rebrac.actor_bc, rebrac.critic_bc, rebrac.discount, rebrac.critic_lr) == (0.001, 0.0005, 0.999, 5e-5)
+    assert preset("rebrac", MAZE.replace("medium", "large")).config.actor_bc == 0.002
+
+
+def test_published_values_of_locomotion():
+    assert preset("prdc", "mujoco/halfcheetah-v5").config.alpha == 40.0
+    assert preset("prdc", "mujoco/hopper-v5").config.alpha == 2.5
+    assert preset("iql", "mujoco/hopper-v5", data="x").data.reward_range == 1000
+    assert preset("iql", "mujoco/ant-v5", data="x").data.reward_range == 0
+    assert preset("cql", "mujoco/hopper-v5", data="hopper-medium.npz").data.reward_range == 1000
+    assert preset("cql", "mujoco/hopper-v5", data="hopper-medium-replay.npz").data.reward_range == 0
 
 
 @pytest.mark.parametrize("size", ["full", "cpu"])
