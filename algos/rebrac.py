@@ -24,15 +24,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from algos.td3_bc import critic_loss
+from algos.td3_bc import State, critic_loss, optimisers, players, smoothed_action, start
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
 from core.config import require_least
 from core.losses import check_shapes, mean, td_target
-from core.networks import MLP, Net, ensemble, float_dtype
-from core.optim import Trained
+from core.networks import MLP, Net, ensemble
 from core.rng import streams
-from core.types import ActOut, Array, Data, EnvSpec, Key, Metrics, Norm, Observation, PyTree, Start, Transition
+from core.types import Array, Data, EnvSpec, Key, Metrics, Norm, PyTree, Start, Transition
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,6 @@ class Config(algorithm.Config):
     policy_noise: float = 0.2  # sigma of the target policy
     noise_clip: float = 0.5  # c
     exploration: float = 0.1  # sigma of the exploring policy
-
-
-class State(NamedTuple):
-    actor: Trained
-    critic: Trained  # leading axis E = 2 on every parameter
-    actor_target: PyTree
-    critic_target: PyTree
-    norm: Norm
-    step: Array  # i32[] updates done
 
 
 class Networks(NamedTuple):
@@ -97,11 +87,6 @@ def networks(cfg: Config, spec: EnvSpec) -> Networks:
     )
 
 
-def optimisers(cfg: Config):
-    """(actor's, critic's)."""
-    return optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
-
-
 def distance(action: Array, other: Array) -> Array:
     """sum_A (a - b)^2, f32[B] of f32[B, A]."""
     check_shapes(action=action, other=other)
@@ -110,9 +95,7 @@ def distance(action: Array, other: Array) -> Array:
 
 def penalised_target(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
     """y f32[B] by the target networks; noise f32[B, A] standard normal."""
-    check_shapes(noise=noise, action=batch.action)
-    noise = jnp.clip(cfg.policy_noise * noise, -cfg.noise_clip, cfg.noise_clip)
-    action = jnp.clip(nets.actor.apply(state.actor_target, batch.next_obs) + noise, -1, 1)
+    action = smoothed_action(state, batch, noise, nets, cfg, 1.0)
     q = nets.critic.apply(state.critic_target, batch.next_obs, action).min(axis=0)
     penalty = cfg.critic_bc * jnp.where(batch.known, distance(action, batch.next_action), 0)
     return td_target(batch.reward, batch.terminated, q - penalty, cfg.discount)
@@ -176,35 +159,14 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     algorithm.require_rates(cfg.discount, cfg.tau)
     require_least(cfg, actor_period=1, actor_bc=0, critic_bc=0, policy_noise=0, noise_clip=0, exploration=0)
     nets = networks(cfg, spec)
-    actor_tx, critic_tx = optimisers(cfg)
 
-    def init(key: Key, start: Start) -> State:
-        keys = streams(key, "actor", "critic")
-        obs, action = (jnp.zeros((1, *shape), float_dtype()) for shape in (spec.obs_shape, spec.action_shape))
-        actor, critic = nets.actor.init(keys.actor, obs), nets.critic.init(keys.critic, obs, action)
-        return State(
-            optim.start(actor_tx, actor),
-            optim.start(critic_tx, critic),
-            jax.tree.map(jnp.copy, actor),
-            jax.tree.map(jnp.copy, critic),
-            start.norm,
-            jnp.zeros((), jnp.int32),
-        )
+    def init(key: Key, given: Start) -> State:
+        return start(key, given, nets, cfg, spec)
 
     def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
         noise = jax.random.normal(streams(key, "target_noise").target_noise, batch.action.shape, batch.action.dtype)
         return update_with(state, to_batch(state.norm, batch), noise, nets, cfg)
 
-    def policy(state: State, obs: Observation) -> Array:
-        return nets.actor.apply(state.actor.params, as_input(state.norm, obs))
-
-    def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        action = policy(state, obs)
-        noise = cfg.exploration * jax.random.normal(key, action.shape, action.dtype)
-        return ActOut(state.norm.raw_action(jnp.clip(action + noise, -1, 1)), carry)
-
-    def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        return ActOut(state.norm.raw_action(policy(state, obs)), carry)
-
+    act, act_eval = players(nets.actor, cfg.exploration, 1.0)
     value = algorithm.least_q(nets.critic.apply)
     return Algorithm(init, update, act, act_eval, sample=sampled(cfg.batch_size, spec.history), value=value)

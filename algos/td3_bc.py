@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from core import algorithm, batches, optim
-from core.algorithm import Algorithm, as_input
+from core.algorithm import Act, Algorithm, as_input
 from core.config import require_least
 from core.losses import check_shapes, ensemble_mse, mean, mse, td_target
 from core.networks import MLP, Net, ensemble, float_dtype, member
@@ -90,9 +90,8 @@ def optimisers(cfg: Config):
     return optim.adam(cfg.actor_lr), optim.adam(cfg.critic_lr)
 
 
-def smoothed_action(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
+def smoothed_action(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config, m: float) -> Array:
     """a~ f32[B, A] of the target policy; noise f32[B, A] standard normal."""
-    m = cfg.max_action
     check_shapes(noise=noise, action=batch.action)
     noise = jnp.clip(cfg.policy_noise * m * noise, -cfg.noise_clip * m, cfg.noise_clip * m)
     return jnp.clip(nets.actor.apply(state.actor_target, batch.next_obs) + noise, -m, m)
@@ -100,7 +99,7 @@ def smoothed_action(state: State, batch: Batch, noise: Array, nets: Networks, cf
 
 def td3_target(state: State, batch: Batch, noise: Array, nets: Networks, cfg: Config) -> Array:
     """y f32[B] by the target networks; noise f32[B, A] standard normal."""
-    action = smoothed_action(state, batch, noise, nets, cfg)
+    action = smoothed_action(state, batch, noise, nets, cfg, cfg.max_action)
     q = nets.critic.apply(state.critic_target, batch.next_obs, action).min(axis=0)
     return td_target(batch.reward, batch.terminated, q, cfg.discount)
 
@@ -176,42 +175,53 @@ def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
     return Batch(obs, action, t.reward, next_obs, t.terminated, *weights)
 
 
+def start(key: Key, given: Start, nets: Networks, cfg: Config, spec: EnvSpec) -> State:
+    """The state before training; targets are copies."""
+    keys = streams(key, "actor", "critic")
+    obs, action = (jnp.zeros((1, *shape), float_dtype()) for shape in (spec.obs_shape, spec.action_shape))
+    actor, critic = nets.actor.init(keys.actor, obs), nets.critic.init(keys.critic, obs, action)
+    actor_tx, critic_tx = optimisers(cfg)
+    return State(
+        optim.start(actor_tx, actor),
+        optim.start(critic_tx, critic),
+        jax.tree.map(jnp.copy, actor),
+        jax.tree.map(jnp.copy, critic),
+        given.norm,
+        jnp.zeros((), jnp.int32),
+    )
+
+
+def players(actor: Net, exploration: float, m: float) -> tuple[Act, Act]:
+    """(act, act_eval): the policy with noise of std `exploration` m, clipped to [-m, m]; and without."""
+
+    def policy(state: State, obs: Observation) -> Array:
+        return actor.apply(state.actor.params, as_input(state.norm, obs))
+
+    def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
+        action = policy(state, obs)
+        noise = exploration * m * jax.random.normal(key, action.shape, action.dtype)
+        return ActOut(state.norm.raw_action(jnp.clip(action + noise, -m, m) / m), carry)
+
+    def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
+        return ActOut(state.norm.raw_action(policy(state, obs) / m), carry)
+
+    return act, act_eval
+
+
 def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     """Raises: ConfigError for goal-conditioned, discrete, pixel or chunked tasks, and for options out of range."""
     algorithm.require(spec, "td3_bc")
     algorithm.require_rates(cfg.discount, cfg.tau)
     require_least(cfg, actor_period=1, max_action=1e-6, alpha=0, policy_noise=0, noise_clip=0, exploration=0)
     nets = networks(cfg, spec)
-    actor_tx, critic_tx = optimisers(cfg)
 
-    def init(key: Key, start: Start) -> State:
-        keys = streams(key, "actor", "critic")
-        obs = jnp.zeros((1, *spec.obs_shape), float_dtype())
-        action = jnp.zeros((1, spec.action_dim), float_dtype())
-        actor, critic = nets.actor.init(keys.actor, obs), nets.critic.init(keys.critic, obs, action)
-        return State(
-            optim.start(actor_tx, actor),
-            optim.start(critic_tx, critic),
-            jax.tree.map(jnp.copy, actor),
-            jax.tree.map(jnp.copy, critic),
-            start.norm,
-            jnp.zeros((), jnp.int32),
-        )
+    def init(key: Key, given: Start) -> State:
+        return start(key, given, nets, cfg, spec)
 
     def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
         noise = jax.random.normal(streams(key, "target_noise").target_noise, batch.action.shape, batch.action.dtype)
         return update_with(state, to_batch(state.norm, batch, cfg), noise, nets, cfg)
 
-    def policy(state: State, obs: Observation) -> Array:
-        return nets.actor.apply(state.actor.params, as_input(state.norm, obs))
-
-    def act(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        m, action = cfg.max_action, policy(state, obs)
-        noise = cfg.exploration * m * jax.random.normal(key, action.shape, action.dtype)
-        return ActOut(state.norm.raw_action(jnp.clip(action + noise, -m, m) / m), carry)
-
-    def act_eval(state: State, obs: Observation, carry: PyTree, key: Key) -> ActOut:
-        return ActOut(state.norm.raw_action(policy(state, obs) / cfg.max_action), carry)
-
+    act, act_eval = players(nets.actor, cfg.exploration, cfg.max_action)
     value = algorithm.least_q(nets.critic.apply, cfg.max_action)
     return Algorithm(init, update, act, act_eval, sample=batches.sampled(cfg.batch_size, spec.history), value=value)

@@ -129,7 +129,7 @@ def _run(case: Case, label: str, dtype) -> None:
         """The update, and what the file has of its insides."""
         target = td3_bc.td3_target(run, batch, noise, nets, cfg)
         seen = {
-            "next_action": td3_bc.smoothed_action(run, batch, noise, nets, cfg), "target_q": target,
+            "next_action": td3_bc.smoothed_action(run, batch, noise, nets, cfg, cfg.max_action), "target_q": target,
             "q": nets.critic.apply(run.critic.params, batch.obs, batch.action),
             "grad": jax.grad(td3_bc.critic_loss, has_aux=True)(run.critic.params, target, batch, nets)[0],
         }  # fmt: skip
