@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
+from jax.custom_batching import sequential_vmap
 
 from core.config import ConfigError, choose
 from core.types import Array, Key, PyTree
@@ -37,6 +38,14 @@ def _uniform(bound: float) -> Callable:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def _orthogonal(scale: float) -> Callable:
+    """One after the other under `vmap`: on a CPU jaxlib's (0.10.2) QR of several matrices waits for threads of the pool
+    that it runs in, and where as many run side by side as there are threads it waits for ever.
+    """
+    draw = initializers.orthogonal(scale)
+    return lambda key, shape, dtype: sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+
 # name -> (scale used when the string gives none, (scale, fan_in) -> kernel and bias initialisers)
 INITIALIZERS: dict[str, tuple[float, Callable]] = {
     # torch's Linear: W, b ~ U(+-scale / sqrt(fan_in))
@@ -46,7 +55,7 @@ INITIALIZERS: dict[str, tuple[float, Callable]] = {
     # W, b ~ U(+-scale) (ReBRAC's heads: "uniform:0.001" and "uniform:0.003")
     "uniform": (1e-3, lambda s, _: (_uniform(s), _uniform(s))),
     # below, b = 0 and scale is the gain (orthogonal) or the variance's factor (the others)
-    "orthogonal": (math.sqrt(2), lambda s, _: (initializers.orthogonal(s), initializers.zeros)),
+    "orthogonal": (math.sqrt(2), lambda s, _: (_orthogonal(s), initializers.zeros)),
     "glorot": (1.0, lambda s, _: (initializers.variance_scaling(s, "fan_avg", "uniform"), initializers.zeros)),
     "lecun": (1.0, lambda s, _: (initializers.variance_scaling(s, "fan_in", "truncated_normal"), initializers.zeros)),
     "fan_in": (1.0, lambda s, _: (initializers.variance_scaling(s, "fan_in", "uniform"), initializers.zeros)),

@@ -216,6 +216,19 @@ def test_uniform_initialisers_fill_their_range(weights, kernel, bias):
         assert np.ptp(made["bias"]) == 0
 
 
+def test_orthogonal_matrices_of_several_seeds_are_made_one_after_the_other():
+    kernel, _ = initializer("orthogonal", 8)
+    make = lambda key: kernel(key, (8, 4), jnp.float32)  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 3)
+    program = jax.jit(jax.vmap(make)).lower(keys).as_text()
+    factored = [line for line in program.splitlines() if "geqrf" in line]
+    assert factored
+    assert not any("3x8x4" in line for line in factored)
+    found = jax.jit(jax.vmap(make))(keys)
+    np.testing.assert_allclose(found, [make(key) for key in keys], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1].T @ found[1], 2 * np.eye(4), atol=1e-5)
+
+
 def test_orthogonal_and_lecun():
     kernel = np.asarray(layer("orthogonal")["kernel"])
     np.testing.assert_allclose(kernel.T @ kernel, 2 * np.eye(300), atol=1e-4)
