@@ -228,7 +228,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     require_least(cfg, samples=1, temperature=1e-6, alpha_multiplier=0, action_limit=1e-6, conservative_weight=0)
     low, high = cfg.gap_clip
     if None not in (low, high) and low > high:
-        raise ConfigError(f"gap_clip {low} {high}: the least comes first")
+        raise ConfigError(f"gap_clip {low} {high}: its lower bound must not be above the upper one")
     nets = networks(cfg, spec)
     actor_tx, critic_tx = optimisers(cfg)
 

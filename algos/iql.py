@@ -44,7 +44,7 @@ class Config(algorithm.Config):
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     value_lr: float = 3e-4
-    actor_steps: int = 1_000_000  # updates in which actor_lr falls to 0, as many as --steps; 0: constant
+    actor_steps: int = 1_000_000  # updates in which actor_lr falls to 0 by half a cosine, whatever --steps; 0: no
     discount: float = 0.99  # gamma
     tau: float = 0.005  # Polyak rate of the critics' targets
     expectile: float = 0.7  # kappa

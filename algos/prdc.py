@@ -6,8 +6,8 @@ TD3+BC, but that the policy clones the action of the dataset's row nearest to (s
 The paper writes the distance of keys; as in the authors' code its square enters, and of it the action's part, which is
 all that depends on the policy.  No gradient flows through j.  `k` = 3 means the third nearest row, as there.  Differs
 from the authors' code in how j is found: exactly too, but jitted (`core.neighbors`).
-The states of keys are normalised, actions times m.  Where the nearest row is the transition's own, this is TD3+BC:
-`prdc/other` is the share where another is nearer, and `prdc/bc` the loss that TD3+BC would have had.
+The states of keys are normalised, actions times m.  With k = 1 and the transition's own row nearest, this is TD3+BC:
+`prdc/other` is the share where the k-th nearest row is nearer than that, `prdc/bc` the loss that TD3+BC would have had.
 Axes: B batch, S state, A action, M dataset rows, N transitions.
 """
 

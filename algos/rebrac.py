@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from algos.td3_bc import State, critic_loss, optimisers, players, smoothed_action, start
+from algos.td3_bc import State, critic_loss, first_state, optimisers, players, smoothed_action
 from core import algorithm, batches, optim
 from core.algorithm import Algorithm, as_input
 from core.config import require_least
@@ -160,8 +160,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     require_least(cfg, actor_period=1, actor_bc=0, critic_bc=0, policy_noise=0, noise_clip=0, exploration=0)
     nets = networks(cfg, spec)
 
-    def init(key: Key, given: Start) -> State:
-        return start(key, given, nets, cfg, spec)
+    def init(key: Key, start: Start) -> State:
+        return first_state(key, start, nets, cfg, spec)
 
     def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
         noise = jax.random.normal(streams(key, "target_noise").target_noise, batch.action.shape, batch.action.dtype)

@@ -175,8 +175,8 @@ def to_batch(norm: Norm, t: Transition, cfg: Config) -> Batch:
     return Batch(obs, action, t.reward, next_obs, t.terminated, *weights)
 
 
-def start(key: Key, given: Start, nets: Networks, cfg: Config, spec: EnvSpec) -> State:
-    """The state before training; targets are copies."""
+def first_state(key: Key, start: Start, nets: Networks, cfg: Config, spec: EnvSpec) -> State:
+    """The state before training, of ReBRAC's networks and options too; targets are copies."""
     keys = streams(key, "actor", "critic")
     obs, action = (jnp.zeros((1, *shape), float_dtype()) for shape in (spec.obs_shape, spec.action_shape))
     actor, critic = nets.actor.init(keys.actor, obs), nets.critic.init(keys.critic, obs, action)
@@ -186,7 +186,7 @@ def start(key: Key, given: Start, nets: Networks, cfg: Config, spec: EnvSpec) ->
         optim.start(critic_tx, critic),
         jax.tree.map(jnp.copy, actor),
         jax.tree.map(jnp.copy, critic),
-        given.norm,
+        start.norm,
         jnp.zeros((), jnp.int32),
     )
 
@@ -215,8 +215,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
     require_least(cfg, actor_period=1, max_action=1e-6, alpha=0, policy_noise=0, noise_clip=0, exploration=0)
     nets = networks(cfg, spec)
 
-    def init(key: Key, given: Start) -> State:
-        return start(key, given, nets, cfg, spec)
+    def init(key: Key, start: Start) -> State:
+        return first_state(key, start, nets, cfg, spec)
 
     def update(state: State, batch: Transition, key: Key) -> tuple[State, Metrics]:
         noise = jax.random.normal(streams(key, "target_noise").target_noise, batch.action.shape, batch.action.dtype)

@@ -74,10 +74,12 @@ def require(spec: EnvSpec, name: str, goal=False, discrete=False, pixels=False, 
 
 def require_rates(discount: float, tau: float = 1.0, reward_scale: float = 1.0) -> None:
     """Raises: ConfigError for options that no critic can learn with."""
-    if not 0 <= discount <= 1 or not 0 < tau <= 1 or reward_scale <= 0:
-        raise ConfigError(
-            f"discount {discount} must lie in [0, 1], tau {tau} in (0, 1], reward_scale {reward_scale} above 0"
-        )
+    if not 0 <= discount <= 1:
+        raise ConfigError(f"discount {discount} must lie in [0, 1]")
+    if not 0 < tau <= 1:
+        raise ConfigError(f"tau {tau} must lie in (0, 1]")
+    if reward_scale <= 0:
+        raise ConfigError(f"reward_scale {reward_scale} must be above 0")
 
 
 def as_input(norm: Norm, obs: Observation) -> Array:

@@ -45,7 +45,7 @@ PART = 256  # rows whose lists are made at once without it
 GROUP, BOXES, LEAVES = 16, 64, 128  # queries, boxes and leaves that are looked into at once
 SLACK = 1 - 1e-5  # bounds are rounded down by more than float32 errs
 BLOCK = 1024  # rows of brute force
-VERSION = 1  # of what `cached` keeps:
+VERSION = 2  # of what `cached` keeps:
 KEPT = ("state", "listed", "apart", "reach", "leaf")
 
 
@@ -86,24 +86,31 @@ def build(state: Array, action: Array, listed: int | None = None, leaf: int = LE
 def cached(state: Array, action: Array, folder: Path) -> Index:
     """`build`, kept in `folder` under a hash of the rows: runs of any beta, policy and seed share it.
 
-    Of processes that want it at once one makes it and the others wait.  What cannot be read is made anew, and where
+    Of processes that make some at once one does and the others wait.  What cannot be read is made anew, and where
     nothing can be written, nothing is kept.
     """
     state, action = np.ascontiguousarray(state, np.float32), np.ascontiguousarray(action, np.float32)
     settings = VERSION, list_size(len(state)), LEAF, state.shape, action.shape
     name = hashlib.sha256(repr(settings).encode() + state.tobytes() + action.tobytes()).hexdigest()[:32]
+    path = folder / f"{name}.npz"
+    if index := _read(action, path):
+        return index
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locks.in_turn(folder):
-            return _kept(state, action, folder / f"{name}.npz")
+            return _read(action, path) or _made(state, action, path)
     except OSError:
         return build(state, action)
 
 
-def _kept(state: np.ndarray, action: np.ndarray, path: Path) -> Index:
+def _read(action: np.ndarray, path: Path) -> Index | None:
     damaged = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
     with contextlib.suppress(*damaged), np.load(path) as file:
         return _index(file["state"], action, *(file[key] for key in KEPT[1:]))
+    return None
+
+
+def _made(state: np.ndarray, action: np.ndarray, path: Path) -> Index:
     print(f"indexing {len(state):,} rows for nearest neighbours, once for this dataset: {path}", flush=True)
     index, part = build(state, action), path.with_suffix(".part")
     with contextlib.suppress(OSError):
@@ -130,8 +137,9 @@ def lists(state: np.ndarray, rows: np.ndarray, size: int) -> tuple[np.ndarray, n
         reach = apart[:, -1]
     else:
         found, apart, reach = _lists_by_products(state, rows, size)
-    left_out = ~(found == rows[:, None]).any(axis=1)  # where more than K rows have its state
-    found[left_out, -1] = rows[left_out]
+    # where more than K rows have its state, or seem to by their products; it reaches 0 there
+    left_out = ~(found == rows[:, None]).any(axis=1)
+    found[left_out, 0], apart[left_out, 0] = rows[left_out], 0
     reach = np.full(len(rows), np.inf) if size == len(state) else SLACK * reach
     return found.astype(np.int32), apart.astype(np.float32), reach.astype(np.float32)
 

@@ -1,7 +1,8 @@
 """Presets of the algorithms that learn from a dataset: values per task and kind of dataset, with their sources.
 
 full: the budget of the papers, 1M updates.  cpu: 30k (CQL 10k) of half as wide networks, and ReBRAC's batches are a
-quarter.  matched and cpu-matched, of TD3+BC alone: PRDC's alpha and rewards, so that what differs is the neighbour.
+quarter.  matched and cpu-matched, of TD3+BC with DW or without: PRDC's alpha and rewards, so that what differs is the
+neighbour.
 
 Rewards of AntMaze are 0 and 1 in D4RL and -1 and 0 in OGBench's single tasks, one less: a published a r + b is written
 here as a r + (a + b).
@@ -16,15 +17,17 @@ import algos
 from experiments.options import DataOptions, EvalOptions
 
 KINDS = ("medium-expert", "medium-replay", "full-replay", "replay", "random", "medium", "expert")
-MIXED = ("random-medium", "random-expert")  # no kind of D4RL's
 
 
 def kind_of(data: str) -> str:
     """Which of D4RL's kinds of dataset a name or a file's name says, or none; a replay is taken for medium-replay."""
     words = f"-{'-'.join(re.findall('[a-z0-9]+', data.lower().rsplit('/', 1)[-1]))}-"
-    if any(f"-{mixed}-" in words for mixed in MIXED):
-        return ""
-    kind = next((kind for kind in KINDS if f"-{kind}-" in words), "")
+    found = []
+    for kind in KINDS:
+        if f"-{kind}-" in words:
+            found.append(kind)
+            words = words.replace(f"-{kind}-", "-")
+    kind = found[0] if len(found) == 1 else ""  # a mixture of several is no kind of D4RL's
     return "medium-replay" if kind == "replay" else kind
 
 
@@ -82,8 +85,8 @@ def iql(task: str, size: str, data: str = "") -> dict[str, Any]:
 
 def cql(task: str, size: str, data: str = "") -> dict[str, Any]:
     # CORL's configs (commit eeeeef2): weight 10 on locomotion, as the defaults, and returns that span 1000 on
-    # hopper-medium; AntMaze with a Lagrange gap of 0.8,
-    # the largest of the sampled backups, gaps from -200 on, deeper critics, no normalisation and rewards 10 r - 5
+    # hopper-medium; AntMaze with a Lagrange gap of 0.8, the largest of the sampled backups, gaps from -200 on, deeper
+    # critics, no normalisation and rewards 10 r - 5
     chosen = _budget(task, size, 10_000)
     if "antmaze" not in task:
         if (robot_of(task), kind_of(data)) == ("hopper", "medium"):

@@ -223,7 +223,7 @@ def preset(algo: str, task: str, size: PresetName = "full", family: str = "", da
     """What `rheostat train ALGO TASK` runs when no option is given.
 
     Args: family: of chain_bc's policy, or of that which ReinFlow starts from; default chain_bc's own default; data: the
-        dataset, by whose kind ReBRAC chooses.
+        dataset, by whose kind ReBRAC and CQL choose.
     Raises: ConfigError for a size that the algorithm does not have for the task; UnknownName.
     """
     choose("preset", size, dict.fromkeys(get_args(PresetName)))

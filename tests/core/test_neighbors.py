@@ -138,6 +138,17 @@ def test_a_certificate_never_lies(maker, states):
     assert np.isinf(whole.reach).all()
 
 
+def test_own_rows_come_first_where_more_have_nearly_their_state():
+    rng = np.random.default_rng(0)
+    state = 3 + rng.normal(size=(200, 40)).astype(np.float32)
+    state[:150] = state[0] + rng.normal(0, 1e-6, (150, 40)).astype(np.float32)
+    listed, apart, _ = neighbors.lists(state, np.arange(200), 32)
+    assert (listed == np.arange(200)[:, None]).any(axis=1).all()
+    assert (np.diff(apart) >= 0).all()
+    own = apart[listed == np.arange(200)[:, None]]
+    np.testing.assert_array_equal(own, 0)
+
+
 def test_every_row_is_in_its_leaf_and_box():
     state, action = rows_of(duplicates, 777)
     index = neighbors.build(state, action)

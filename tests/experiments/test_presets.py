@@ -75,6 +75,7 @@ def test_td3_bc_matched_to_prdc_differs_in_the_neighbour_only():
         ("d4rl/hopper-medium-expert-v2", (0.1, 0.01)), ("data/hopper-replay.npz", (0.05, 0.5)),
         ("d4rl/hopper-medium-v2", (0.01, 0.01)), ("data/hopper-full-replay.npz", (0.01, 0.01)),
         ("hopper-expert-folder/random.npz", (0.001, 0.01)), ("data/hopper-random-expert-0.05.npz", (0.01, 0.01)),
+        ("data/hopper-expert-random-0.05.npz", (0.01, 0.01)), ("data/hopper-expert-replay.npz", (0.01, 0.01)),
         ("data/hopper_medium_expert.npz", (0.1, 0.01)), ("data/expertise.npz", (0.01, 0.01)),
     ],
 )  # fmt: skip
