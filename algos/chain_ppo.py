@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from core import algorithm, augment, batches, chunk_policy, critics, optim, running
 from core.algorithm import Algorithm
 from core.chunk_policy import Denoising, Policy, PolicyNet
-from core.config import ConfigError, require_choices
+from core.config import ConfigError, require_choices, require_least
 from core.critics import Network, TimeLimit, value_ends
 from core.losses import ppo_clip
 from core.networks import Net
@@ -197,9 +197,8 @@ def check(cfg: Config, given: Policy, actor: Actor) -> None:
         raise ConfigError(f"lam {cfg.lam} and discount {cfg.discount} must lie in [0, 1]")
     if cfg.microbatch < 0 or (cfg.microbatch and cfg.batch_size % cfg.microbatch):
         raise ConfigError(f"microbatch {cfg.microbatch} must divide batch_size {cfg.batch_size}, or be 0")
-    for name in ("value_weight", "value_clip", "entropy_weight", "bc_weight", "target_kl", "max_grad_norm", "augment"):
-        if (value := getattr(cfg, name)) < 0:
-            raise ConfigError(f"{name} {value} must be at least 0")
+    names = ("value_weight", "value_clip", "entropy_weight", "bc_weight", "target_kl", "max_grad_norm", "augment")
+    require_least(cfg, **dict.fromkeys(names, 0))
     chunk_policy.require_images(cfg.augment, given)
     if cfg.bc_weight and not actor.penalty:
         raise ConfigError("bc_weight: this policy has no regulariser, leave it at 0")

@@ -29,7 +29,7 @@ from core import algorithm, chain, chunk_policy, flow
 from core.algorithm import Algorithm
 from core.chain import Move, Step
 from core.chunk_policy import Policy
-from core.config import ConfigError, choose
+from core.config import ConfigError, choose, require_least
 from core.distributions import HALF_LOG_TWO_PI, squashed_std
 from core.networks import MLP, Denoised, float_dtype
 from core.rng import streams
@@ -180,9 +180,7 @@ def actor(cfg: Config, spec: EnvSpec) -> tuple[Policy, Actor]:
             f"needs 0 < std_min {cfg.std_min} <= std_max {cfg.std_max} and "
             f"log_prob_min {cfg.log_prob_min} < log_prob_max {cfg.log_prob_max}"
         )
-    for name in ("noise_steps", "noise_decay", "noise_clip", "sampling_std"):
-        if (value := getattr(cfg, name)) < 0:
-            raise ConfigError(f"{name} {value} must be at least 0")
+    require_least(cfg, noise_steps=0, noise_decay=0, noise_clip=0, sampling_std=0)
     if not 0 <= cfg.noise_hold <= 1:
         raise ConfigError(f"noise_hold {cfg.noise_hold} is a share: it must lie in [0, 1]")
     given = chunk_policy.policy(cfg.net, spec)
