@@ -40,8 +40,10 @@ LISTED = 128  # K, at most
 ENTRIES = 2**26  # of all lists together, half a gigabyte; K is smaller where there are more rows
 FIRST = 8  # K, at least; and what of a list is looked at first, which is all that most queries need
 LEAF = 32  # m, at most
-TREE = 32  # numbers in a state up to which a KD-tree makes the lists; beyond, it looks at every row anyway
-PART = 256  # rows whose lists are made at once without it
+TREE = 32  # numbers in a state up to which a KD-tree makes the lists; beyond, it looks at most rows anyway
+TREE_LEAF = 64  # rows
+PRODUCTS = 2**26  # of states that are held at once without it
+SAMPLE = 32  # times K columns give each row's products their bound
 GROUP, BOXES, LEAVES = 16, 64, 128  # queries, boxes and leaves that are looked into at once
 SLACK = 1 - 1e-5  # bounds are rounded down by more than float32 errs
 BLOCK = 1024  # rows of brute force
@@ -72,7 +74,7 @@ class Nearest(NamedTuple):
 def build(state: Array, action: Array, listed: int | None = None, leaf: int = LEAF) -> Index:
     """Index of rows f32[N, S], f32[N, A].
 
-    Seconds for 100k rows, minutes for 1M; with more than `TREE` numbers in a state minutes, and hours.
+    For 100k rows seconds to minutes, by the numbers in a state; for 1M minutes to hours.
     Args: state: scaled as the keys are to have it, but for beta; listed: K, by default `list_size(N)`; leaf: m, at
         least 2.
     """
@@ -132,7 +134,7 @@ def lists(state: np.ndarray, rows: np.ndarray, size: int) -> tuple[np.ndarray, n
     """(listed i32[R, K], apart f32[R, K], reach f32[R]) of the given rows."""
     size = min(size, len(state))
     if state.shape[1] <= TREE:
-        distance, found = cKDTree(state).query(state[rows], k=size, workers=-1)
+        distance, found = cKDTree(state, TREE_LEAF).query(state[rows], k=size, workers=-1)
         apart, found = np.square(distance.reshape(len(rows), size)), found.reshape(len(rows), size)
         reach = apart[:, -1]
     else:
@@ -147,14 +149,18 @@ def lists(state: np.ndarray, rows: np.ndarray, size: int) -> tuple[np.ndarray, n
 def _lists_by_products(state: np.ndarray, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lists by |x|^2 - 2xy + |y|^2, whose error is taken off how far they reach; what they hold is measured exactly."""
     wide, norm = state.astype(np.float64), np.square(state, dtype=np.float64).sum(axis=1)
-    parts = []
-    for first in range(0, len(rows), PART):
-        row = rows[first : first + PART]
-        apart = norm[row, None].astype(np.float32) - 2 * state[row] @ state.T + norm.astype(np.float32)
+    half, last, stride = norm.astype(np.float32) / 2, min(size, len(state) - 1), max(1, len(state) // (SAMPLE * size))
+    parts, at_once = [], max(1, PRODUCTS // len(state))
+    for first in range(0, len(rows), at_once):
+        row = rows[first : first + at_once]
+        product = half - state[row] @ state.T  # half of the squared distances, but for the row's own norm
         error = (state.shape[1] + 4) * 2**-23 * np.square(np.sqrt(norm[row]) + np.sqrt(norm.max()))
-        order = np.argpartition(apart, min(size, len(state) - 1), axis=1)
-        found = order[:, :size]
-        outside = apart[np.arange(len(row)), order[:, min(size, len(state) - 1)]]
+        bound = np.partition(product[:, ::stride], last, axis=1)[:, last]
+        found, outside = np.empty((len(row), size), np.int64), np.empty(len(row))
+        for i, own in enumerate(product):  # few are below the bound, which more than K are
+            below = np.flatnonzero(own <= bound[i])
+            below = below[np.argpartition(own[below], last)]
+            found[i], outside[i] = below[:size], 2 * (own[below[last]] + half[row[i]])
         exact = np.square(wide[row, None] - wide[found]).sum(axis=2)
         nearer = np.argsort(exact, axis=1)
         found, exact = (np.take_along_axis(x, nearer, 1) for x in (found, exact))
