@@ -28,6 +28,13 @@ NAMES = {
     "reinflow": "algos.reinflow",
     "dppo": "algos.dppo",
     "gaussian_ppo": "algos.gaussian_ppo",
+    "gcbc": "algos.gcbc",
+    "gcivl": "algos.gcivl",
+    "gciql": "algos.gciql",
+    "qrl": "algos.qrl",
+    "crl": "algos.crl",
+    "hiql": "algos.hiql",
+    "ota": "algos.ota",
 }
 
 

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians over actions, plain and squashed by tanh, with exact log-densities.
+"""Distributions of actions with exact log-densities: diagonal Gaussians, plain and squashed by tanh, and categorical.
 
 Samples take their standard normals as arrays, so a caller decides where randomness comes from.  Log-densities and
 entropies are summed over the last axis: f32[..., A] -> f32[...].
@@ -40,6 +40,25 @@ class Gaussian(NamedTuple):
     def entropy(self) -> Array:
         """f32[...]: sum of log_std + (1 + log 2 pi) / 2."""
         return (jnp.broadcast_to(self.log_std, self.mean.shape) + 0.5 + HALF_LOG_TWO_PI).sum(axis=-1)
+
+
+class Categorical(NamedTuple):
+    """Discrete actions 0 .. n - 1 with probabilities proportional to exp(logits)."""
+
+    logits: Array  # f32[..., n]
+
+    def mode(self) -> Array:
+        """i32[...]"""
+        return self.logits.argmax(axis=-1).astype(jnp.int32)
+
+    def sample(self, gumbel: Array) -> Array:
+        """i32[...] for standard Gumbel draws of the logits' shape."""
+        return (self.logits + gumbel).argmax(axis=-1).astype(jnp.int32)
+
+    def log_prob(self, x: Array) -> Array:
+        """f32[...] of actions i32[...]."""
+        check_shapes(x=x, logits=self.logits[..., 0])
+        return jnp.take_along_axis(jax.nn.log_softmax(self.logits), x[..., None], axis=-1)[..., 0]
 
 
 def log_tanh_slope(u: Array) -> Array:

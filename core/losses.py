@@ -59,9 +59,14 @@ def ppo_clip(log_ratio: Array, advantage: Array, clip: float | Array) -> tuple[A
     }  # fmt: skip
 
 
+def expectile_weight(error: Array, tau: float) -> Array:
+    """|tau - 1{error < 0}|, elementwise; error = target - prediction."""
+    return jnp.where(error < 0, 1 - tau, tau)
+
+
 def expectile(error: Array, tau: float) -> Array:
     """|tau - 1{error < 0}| * error^2, elementwise; error = target - prediction.  Reference: IQL, arXiv:2110.06169."""
-    return jnp.where(error < 0, 1 - tau, tau) * jnp.square(error)
+    return expectile_weight(error, tau) * jnp.square(error)
 
 
 def awr_weight(advantage: Array, temperature: float, limit: float = 100.0) -> Array:

@@ -230,6 +230,11 @@ class Net(NamedTuple):
     apply: Callable[..., Array]
 
 
+def plain(module: nn.Module) -> Net:
+    """A module as it is."""
+    return Net(module.init, module.apply)
+
+
 def ensemble(module: nn.Module, size: int) -> Net:
     """E independent copies on the same inputs: every parameter and the output carry a leading axis E."""
 
@@ -245,6 +250,11 @@ def ensemble(module: nn.Module, size: int) -> Net:
 def member(params: PyTree, i: int) -> PyTree:
     """Parameters of the i-th copy in an ensemble, for the module itself."""
     return jax.tree.map(lambda x: x[i], params)
+
+
+def unit_length(x: Array) -> Array:
+    """x f32[..., D] scaled to length sqrt(D); 0 stays 0."""
+    return x * (math.sqrt(x.shape[-1]) / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12)))
 
 
 class Impala(nn.Module):
@@ -284,3 +294,22 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
 def encoder(name: str) -> nn.Module:
     """A pixel encoder by name.  Raises: UnknownName."""
     return choose("encoder", name, ENCODERS)()
+
+
+def behind(module: nn.Module | None, net: Net, images: int) -> Net:
+    """A network that reads its first `images` inputs, joined along their last axis, through an encoder.
+
+    Its params are {"encoder", "net"}.  Without an encoder it is the network itself, which reads states as they are.
+    """
+    if module is None:
+        return net
+
+    def code(params: PyTree, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        return module.apply(params, jnp.concatenate(inputs[:images], axis=-1)), *inputs[images:]
+
+    def init(key: Key, *inputs: Array) -> PyTree:
+        own, rest = jax.random.split(key)
+        params = module.init(own, jnp.concatenate(inputs[:images], axis=-1))
+        return {"encoder": params, "net": net.init(rest, *code(params, inputs))}
+
+    return Net(init, lambda params, *inputs: net.apply(params["net"], *code(params["encoder"], inputs)))

@@ -1,6 +1,7 @@
 """Tuned values per algorithm and task, each with its source.  A preset is a function of the task to options.
 
-Those of algorithms that learn from a dataset are in `experiments.offline`.  The defaults in `algos/*.py` are the
+Those of algorithms that learn from a dataset are in `experiments.offline`, of goal-conditioned ones in
+`experiments.hindsight`.  The defaults in `algos/*.py` are the
 papers' own; a preset says only what differs.
 """
 
@@ -14,7 +15,7 @@ from core.chunk_policy import PolicyNet
 from core.config import ConfigError, choose
 from core.critics import Network
 from envs.registry import Options
-from experiments import offline
+from experiments import hindsight, offline
 from experiments.offline import robot_of
 from experiments.options import EvalOptions, OnlineOptions, PresetName, Train
 
@@ -230,6 +231,8 @@ def preset(algo: str, task: str, size: PresetName = "full", family: str = "", da
     config = algos.load(algo).Config()
 
     def options(size: str) -> dict[str, Any]:
+        if algo in hindsight.ALGOS:
+            return hindsight.goal_conditioned(algo, task, size, data)
         if algo in offline.PRESETS:
             return offline.PRESETS[algo](task, size, data)
         if algo == "chain_bc":
