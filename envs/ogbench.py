@@ -4,7 +4,8 @@
 - `antmaze-large-singletask-task3`: one fixed task without a goal and with the reward that its data are relabelled
   with (0 at success and -1 before in mazes; less by one for each object that is not in place in manipulation);
   without `-task3`, the environment's default task;
-- `visual-...`: the same from uint8[64, 64, 3] pictures.
+- `visual-...`: the same from uint8[64, 64, 3] pictures;
+- `ant-directed`, `humanoid-directed`: the ground that experts for mazes learn on, see `envs.directed`.
 
 An episode terminates at success, and it succeeded when its last step did.  Single tasks judge the state before the
 action, as the relabelled data do, so they end one step later.  In `teleport` mazes the state after a jump is seen one
@@ -24,7 +25,7 @@ from typing import Any
 from core.config import ConfigError, choose
 from core.env import HostEnv
 from core.types import EnvSpec
-from envs import render
+from envs import directed, render
 from envs.host import NO_GOAL, GlobalRandom, HostVector, Sim, draw_task
 from envs.registry import Options
 
@@ -49,7 +50,7 @@ _NAMES = tuple(
 
 
 def tasks() -> list[str]:
-    return list(_NAMES)
+    return [*_NAMES, *directed.TASKS]
 
 
 class OGBenchSim:
@@ -143,10 +144,11 @@ def make(name: str, num_envs: int, options: Options) -> HostEnv:
     """See `envs.registry.make`."""
     from envs.wrappers import wrap_host
 
-    choose("OGBench task", name, dict.fromkeys(_NAMES))
+    choose("OGBench task", name, dict.fromkeys(tasks()))
     if options.pixels:
         visual = f"visual-{name.removeprefix('visual-')}"
         instead = f"use ogbench/{visual}" if visual in _NAMES else f"{name} has none"
         raise ConfigError(f"OGBench has its own picture tasks, 64 x 64, instead of the option `pixels`: {instead}")
-    factory: functools.partial[Sim] = functools.partial(OGBenchSim, name)
+    sim = directed.DirectedSim if name in directed.TASKS else OGBenchSim
+    factory: functools.partial[Sim] = functools.partial(sim, name)
     return wrap_host(HostVector(factory, num_envs, options.workers, options.max_steps), options)

@@ -23,6 +23,7 @@ TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> module, class, a
     "pixels": ("control", "PixelMatch", {}),
     "pointmass": ("control", "PointMass", {}),
     "pointmaze": ("maze", "PointMaze", {}),
+    "pixelmaze": ("maze", "PixelMaze", {}),
 }
 
 

@@ -1,8 +1,9 @@
-"""A maze for a point, goal-conditioned with several tasks, and the shortest way through it."""
+"""A maze for a point, goal-conditioned with several tasks, and the shortest way through it; the same in pictures."""
 
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,3 +82,63 @@ class PointMaze:
             position = jnp.where(free[self.cell(moved)], moved, position)
         success = jnp.linalg.norm(position - state.goal) < self.RADIUS
         return follow(self.spec, state, position, success - 1.0, success=success)
+
+
+class PixelState(NamedTuple):
+    place: Array  # i32[2] cell
+    goal: Array  # i32[2]
+    obs: Observation
+
+
+class PixelMaze:
+    """`PointMaze` by cells, in pictures: one of four discrete moves at a time, the goal a picture too.
+
+    A picture is u8[14, 18, 3], each cell 2 x 2 pixels: walls in blue, the walker in red.  A move goes to the next cell
+    (up, down, left, right) or, into a wall, nowhere.  Tasks as there; success at the goal's cell; reward success - 1;
+    only the clock ends an episode (30 steps).
+
+    `guide` gives a first move of a shortest path of d cells, so it arrives after d steps, and nothing is faster.
+    """
+
+    MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+    SCALE = 2  # pixels of a cell's side
+
+    def __init__(self, max_steps: int = 30):
+        self.maze = PointMaze()
+        rows, columns = self.maze.free.shape
+        shape = (self.SCALE * rows, self.SCALE * columns, 3)
+        tasks = len(self.maze.TASKS)
+        self.spec = EnvSpec("toy/pixelmaze", shape, 0, shape, num_actions=4, max_steps=max_steps, num_tasks=tasks)
+
+    def render(self, place: Array) -> Array:
+        """The picture u8[14, 18, 3] of a walker at the cell i32[2]."""
+        free = jnp.asarray(self.maze.free)
+        here = jnp.zeros(free.shape, bool).at[place[0], place[1]].set(True)
+        planes = jnp.stack([here, jnp.zeros_like(here), ~free], -1).astype(jnp.uint8) * jnp.uint8(255)
+        return planes.repeat(self.SCALE, 0).repeat(self.SCALE, 1)
+
+    def place(self, picture: Array) -> Array:
+        """The walker's cell i32[..., 2] in pictures u8[..., 14, 18, 3]."""
+        red = picture[..., :: self.SCALE, :: self.SCALE, 0]
+        return jnp.stack([red.max(-1).argmax(-1), red.max(-2).argmax(-1)], -1)
+
+    def guide(self, picture: Array, goal: Array) -> Array:
+        """A move i32[...] along a shortest path between the cells of two pictures."""
+        columns = self.maze.free.shape[1]
+        here, there = (at[..., 0] * columns + at[..., 1] for at in (self.place(picture), self.place(goal)))
+        following = jnp.asarray(self.maze.toward)[there, here]
+        step = following - here
+        moves = jnp.asarray([row * columns + column for row, column in self.MOVES])
+        return (step[..., None] == moves).argmax(-1)
+
+    def reset(self, key: Key, task: Array) -> tuple[PixelState, Observation]:
+        place, goal = jnp.asarray(self.maze.TASKS, jnp.int32)[task - 1]
+        obs = start(self.render(place), self.render(goal))
+        return PixelState(place, goal, obs), obs
+
+    def step(self, state: PixelState, action: Array, key: Key):
+        moved = state.place + jnp.asarray(self.MOVES)[action]
+        place = jnp.where(jnp.asarray(self.maze.free)[moved[0], moved[1]], moved, state.place)
+        success = (place == state.goal).all()
+        obs, ts = follow(self.spec, state.obs, self.render(place), success - 1.0, success=success)
+        return PixelState(place, state.goal, obs), ts

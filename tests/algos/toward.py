@@ -1,0 +1,67 @@
+"""Goal-conditioned learning in toy/pointmaze: episodes of a walker that is guided from goal to goal, and a score."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import algos
+from core import batches, dataset, loop
+from core.evaluate import Evaluator
+from core.rollout import JaxBatch
+from core.types import Dataset, Start
+from envs.toys import build
+from envs.toys.base import start
+
+SIZES = {"batch_size": 32, "hidden": (16, 16), "actor_hidden": (16, 16), "latent": 16, "rep_dim": 6}
+NOISE = 0.5
+
+
+@functools.cache
+def wandered(episodes: int = 200, steps: int = 100) -> Dataset:
+    """From free cell to free cell by the shortest way with noise, another goal at each that is reached."""
+    env = build("pointmaze")
+    free = jnp.asarray(np.argwhere(env.free), jnp.float32) + 0.5
+
+    def anywhere(key):
+        return free[jax.random.randint(key, (), 0, len(free))]
+
+    def one(obs, key):
+        keys = jax.random.split(key, 3)
+        action = jnp.clip(env.guide(obs.state, obs.goal) + NOISE * jax.random.normal(keys[0], (2,)), -1, 1)
+        following, ts = env.step(obs, action, keys[1])
+        goal = jnp.where(ts.success > 0, anywhere(keys[2]), obs.goal)
+        return following._replace(goal=goal), (obs.state, action)
+
+    def episode(key):
+        keys = jax.random.split(key, 3)
+        end, (state, action) = jax.lax.scan(
+            one, start(anywhere(keys[0]), anywhere(keys[1])), jax.random.split(keys[2], steps)
+        )
+        return jnp.concatenate([state, end.state[None]]), jnp.pad(action, ((0, 1), (0, 0)))
+
+    state, action = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(0), episodes))
+    rows = episodes * (steps + 1)
+    nothing = np.zeros(rows, np.float32)
+    return dataset.from_lengths(
+        np.asarray(state).reshape(rows, 2), np.asarray(action).reshape(rows, 2), nothing, np.zeros(rows, bool),
+        np.full(episodes, steps),
+    )  # fmt: skip
+
+
+def learn(name: str, updates: int = 2_000, **changes) -> float:
+    """Success over all five tasks of two seeds."""
+    env = build("pointmaze")
+    Config = algos.load(name).Config
+    sizes = {"batch_size": 256, "hidden": (64, 64), "actor_hidden": (64, 64), "latent": 64, "lr": 1e-3, **changes}
+    cfg = replace(Config(), **{key: value for key, value in sizes.items() if hasattr(Config(), key)})
+    algorithm = algos.load(name).make(cfg, env.spec)
+    norm = dataset.identity_norm(2, 2)
+    run = loop.begin(algorithm, Start(norm), (0, 1))
+    run, _ = jax.jit(loop.epoch(algorithm, updates))(run, batches.data(wandered(), norm))
+    judge = Evaluator(algorithm.act_eval, algorithm.init_carry, JaxBatch(env, 5), 2, episodes=10)
+    return float(judge(run.algo, seeds=[7, 8], task=[1, 2, 3, 4, 5]).success.mean())
