@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import algos
-from algos import crl, gcivl, hiql, ota, qrl
+from algos import crl, hiql, ota, qrl
 from algos import goal_conditioned as gc
 from core import batches, dataset, loop
 from core.config import ConfigError, UnknownName
@@ -80,7 +80,7 @@ def test_no_key_is_used_twice(name):
 
 @pytest.mark.parametrize("name", ["gcivl", "ota"])
 def test_states_and_goals_are_normalised_alike(name):
-    """Shifted and scaled states with the matching norm give what plain states give without one, in training and after."""
+    """Shifted and scaled states with the matching norm give what plain states give without one."""
     shift, scale = np.array([5.0, -2.0, 0.5], np.float32), np.array([2.0, 0.1, 3.0], np.float32)
     plain = random_dataset()
     moved = plain._replace(state=plain.state * scale + shift)
@@ -98,7 +98,7 @@ def test_states_and_goals_are_normalised_alike(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exploring_and_judged_actions(name):
-    """Judged: the mode, the same for every key; at a temperature, drawn; exploring, of standard deviation 1 and clipped."""
+    """Judged: the mode, whatever the key; at a temperature, drawn; exploring, of standard deviation 1 and clipped."""
     module = algos.load(name)
     algorithm = module.make(small(name), SPEC)
     state = algorithm.init(jax.random.key(0), Start(NORM))
@@ -109,12 +109,13 @@ def test_exploring_and_judged_actions(name):
     warm = module.make(small(name, temperature=0.3), SPEC).act_eval(state, obs, (), jax.random.key(0)).action
     assert 0.2 < (warm - judged[0]).std() < 0.4
     explored = algorithm.act(state, obs, (), jax.random.key(0)).action
-    assert np.abs(explored).max() == 1 and explored.std() > 0.5
+    assert np.abs(explored).max() == 1
+    assert explored.std() > 0.5
 
 
 @pytest.mark.parametrize("name", ["gcivl", "gciql", "hiql", "ota"])
 def test_targets_follow_the_parameters_from_before_the_step(name):
-    module, cfg, algorithm, state, batch = begin(name)
+    module, cfg, _algorithm, state, batch = begin(name)
     parts = module.parts(cfg, SPEC)
     new, _ = jax.jit(lambda s: gc.update_with(s, batch, parts, cfg, SPEC))(state)
     for key, old in state.target.items():
@@ -126,27 +127,19 @@ def test_targets_follow_the_parameters_from_before_the_step(name):
 
 
 def slopes(name, spec=SPEC, **changes):
-    """Gradients of each part of the loss apart: {part: {network: whether it learns from it}}."""
+    """{part of the loss: networks that learn from it}."""
     module, cfg, _, state, batch = begin(name, spec, **changes)
-    parts = module.parts(cfg, spec)
-    found = {}
+    objective = gc.objective(module.parts(cfg, spec), cfg, spec)
 
-    def part(params, wanted):
-        return gc.objective(parts, cfg, spec)(params, state.net.params, state.target, batch)[1][f"{wanted}/loss"]
+    def losses(params):
+        metrics = objective(params, state.net.params, state.target, batch)[1]
+        return {name.removesuffix("/loss"): x for name, x in metrics.items() if name.endswith("/loss")}
 
-    names = {"hiql": ("value", "low", "high"), "ota": ("value", "option", "low", "high")}.get(
-        name,
-        {
-            "gcivl": ("value", "actor"),
-            "gciql": ("value", "critic", "actor"),
-            "crl": ("critic", "actor"),
-            "qrl": ("value", "model", "actor"),
-        }.get(name),
-    )
-    for wanted in names:
-        grads = jax.grad(part)(state.net.params, wanted)
-        found[wanted] = {net: any(np.any(x != 0) for x in jax.tree.leaves(g)) for net, g in grads.items()}
-    return {wanted: {net for net, learns in nets.items() if learns} for wanted, nets in found.items()}
+    parts = list(jax.eval_shape(losses, state.net.params))
+    slope = jax.jit(jax.grad(lambda params, share: sum(share[i] * losses(params)[x] for i, x in enumerate(parts))))
+    found = {x: slope(state.net.params, jnp.eye(len(parts))[i]) for i, x in enumerate(parts)}
+    learns = lambda tree: any(np.any(x != 0) for x in jax.tree.leaves(tree))  # noqa: E731
+    return {part: {net for net, tree in nets.items() if learns(tree)} for part, nets in found.items()}
 
 
 def test_what_learns_from_which_loss():
@@ -177,7 +170,7 @@ def test_representations_have_one_length():
 
 def test_the_lower_policy_is_told_subgoals_of_that_length():
     """Whatever the upper policy names: its output scaled is the same subgoal."""
-    module, cfg, algorithm, state, batch = begin("hiql")
+    _module, cfg, _algorithm, state, batch = begin("hiql")
     params = state.net.params
     high = params["high"]["params"]
     *_, last = sorted(high)
@@ -277,7 +270,7 @@ def test_a_longer_reach_costs_qrl_more_where_steps_are_short():
     assert float(grads["log_lambda"]) == pytest.approx(0.05 * np.exp(0.5), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["gciql", "crl", "qrl", "ota"])
 def test_pictures_and_discrete_actions(name):
     changes = {"encoder": "impala_debug", "crop": 0.5, "actor_loss": "awr", "hidden": (8,), "actor_hidden": (8,)}
     _, _, algorithm, state, _ = begin(name, PICTURES, **changes)
@@ -288,7 +281,8 @@ def test_pictures_and_discrete_actions(name):
     assert all(np.isfinite(x) for x in metrics.values())
     for act in (algorithm.act, algorithm.act_eval):
         action = act(new, t.obs, (), jax.random.key(5)).action
-        assert action.dtype == jnp.int32 and set(np.unique(action)) <= {0, 1, 2, 3}
+        assert action.dtype == jnp.int32
+        assert set(np.unique(action)) <= {0, 1, 2, 3}
 
 
 def test_crops_are_the_same_for_all_pictures_of_a_row():
@@ -298,10 +292,12 @@ def test_crops_are_the_same_for_all_pictures_of_a_row():
     t = t._replace(next_obs=t.obs, extras={**t.extras, "states": {**t.extras["states"], "option_end": t.obs.state}})
     norm = dataset.identity_norm(1, 0)
     seen = gc.to_batch(ota.Batch, norm, t, jax.random.key(2), cfg, PICTURES)
-    assert (seen.obs == seen.next_obs).all() and (seen.obs == seen.option_end).all()
+    assert (seen.obs == seen.next_obs).all()
+    assert (seen.obs == seen.option_end).all()
     assert (seen.obs != t.obs.state).any()
     left = gc.to_batch(ota.Batch, norm, t, jax.random.key(2), cfg, PICTURES, ("option_end",))
-    assert (left.option_end == t.obs.state).all() and (left.obs == seen.obs).all()
+    assert (left.option_end == t.obs.state).all()
+    assert (left.obs == seen.obs).all()
     half = [
         bool(
             (
@@ -351,7 +347,18 @@ def test_unknown_choices_name_the_nearest():
         algos.load("gciql").make(small("gciql", actor_loss="ddpg"), SPEC)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_finds_the_way_through_a_maze(name):
-    """toy/pointmaze from wandering episodes: the shortest way is put together from pieces of several."""
-    assert learn(name) > 0.9
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    [
+        ("gcbc", 1_500),
+        ("gcivl", 1_500),
+        ("gciql", 1_500),
+        ("crl", 700),
+        ("hiql", 1_500),
+        pytest.param("qrl", 500, marks=pytest.mark.slow),
+        pytest.param("ota", 1_500, marks=pytest.mark.slow),
+    ],
+)
+def test_finds_the_way_across_a_room(name, updates):
+    """From episodes that wander between other goals."""
+    assert learn(name, updates) > 0.9

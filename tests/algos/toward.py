@@ -1,4 +1,4 @@
-"""Goal-conditioned learning in toy/pointmaze: episodes of a walker that is guided from goal to goal, and a score."""
+"""Goal-conditioned learning in an open room: episodes of a walker that is guided from goal to goal, and a score."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ from core import batches, dataset, loop
 from core.evaluate import Evaluator
 from core.rollout import JaxBatch
 from core.types import Dataset, Start
-from envs.toys import build
+from envs.jax_wrappers import wrap_jax
+from envs.registry import Options
 from envs.toys.base import start
+from envs.toys.maze import PointMaze
 
 SIZES = {"batch_size": 32, "hidden": (16, 16), "actor_hidden": (16, 16), "latent": 16, "rep_dim": 6}
 NOISE = 0.5
 
 
+class Room(PointMaze):
+    """toy/pointmaze without walls inside: the way is straight."""
+
+    MAP = ("######", "#....#", "#....#", "#....#", "#....#", "######")
+    TASKS = (((1, 1), (4, 4)), ((4, 1), (1, 4)), ((2, 4), (3, 1)), ((1, 2), (4, 2)), ((4, 4), (1, 1)))
+
+
 @functools.cache
-def wandered(episodes: int = 200, steps: int = 100) -> Dataset:
-    """From free cell to free cell by the shortest way with noise, another goal at each that is reached."""
-    env = build("pointmaze")
+def wandered(episodes: int = 200, steps: int = 50) -> Dataset:
+    """From cell to cell by the shortest way with noise, another goal at each that is reached."""
+    env = Room()
     free = jnp.asarray(np.argwhere(env.free), jnp.float32) + 0.5
 
     def anywhere(key):
@@ -53,15 +62,16 @@ def wandered(episodes: int = 200, steps: int = 100) -> Dataset:
     )  # fmt: skip
 
 
-def learn(name: str, updates: int = 2_000, **changes) -> float:
-    """Success over all five tasks of two seeds."""
-    env = build("pointmaze")
+def learn(name: str, updates: int) -> float:
+    """Success over all five tasks: the goal is come by within 100 steps."""
+    env = wrap_jax(Room(max_steps=100), Options(end_at_success=True))
     Config = algos.load(name).Config
-    sizes = {"batch_size": 256, "hidden": (64, 64), "actor_hidden": (64, 64), "latent": 64, "lr": 1e-3, **changes}
-    cfg = replace(Config(), **{key: value for key, value in sizes.items() if hasattr(Config(), key)})
+    sizes = {"batch_size": 256, "hidden": (64, 64), "actor_hidden": (64, 64), "latent": 64}
+    rates = {"lr": 1e-3, "tau": 0.02, "discount": 0.95, "subgoal_steps": 8, "abstraction": 2}
+    cfg = replace(Config(), **{key: x for key, x in {**sizes, **rates}.items() if hasattr(Config(), key)})
     algorithm = algos.load(name).make(cfg, env.spec)
-    norm = dataset.identity_norm(2, 2)
-    run = loop.begin(algorithm, Start(norm), (0, 1))
+    norm = dataset.norm(wandered(), "standard")
+    run = loop.begin(algorithm, Start(norm), (0,))
     run, _ = jax.jit(loop.epoch(algorithm, updates))(run, batches.data(wandered(), norm))
-    judge = Evaluator(algorithm.act_eval, algorithm.init_carry, JaxBatch(env, 5), 2, episodes=10)
-    return float(judge(run.algo, seeds=[7, 8], task=[1, 2, 3, 4, 5]).success.mean())
+    judge = Evaluator(algorithm.act_eval, algorithm.init_carry, JaxBatch(env, 5), 1, episodes=10)
+    return float(judge(run.algo, seeds=[7], task=[1, 2, 3, 4, 5]).success.mean())

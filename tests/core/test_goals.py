@@ -38,7 +38,8 @@ def test_later_goals_lie_ahead_in_their_episode(discount):
     assert ((later > row) | (row == FINAL)).all()
     assert (later <= FINAL).all()
     assert (later[row == FINAL] == FINAL[row == FINAL]).all()
-    assert (later == FINAL)[row < FINAL].any() and (later < FINAL).any()
+    assert (later == FINAL)[row < FINAL].any()
+    assert (later < FINAL).any()
 
 
 def test_how_far_ahead():
@@ -100,7 +101,8 @@ def test_relabelled_transitions():
     assert (t.terminated == reached[:, 0]).all()
     assert (t.reward == t.terminated - 1.0).all()
     assert (t.next_obs.state == t.obs.state + 1).all()
-    assert not (t.terminated & t.truncated).any() and t.truncated.any()
+    assert not (t.terminated & t.truncated).any()
+    assert t.truncated.any()
     assert (t.extras["states"]["same"] == t.obs.state).all()
     assert (t.extras["given"]["one"] == 1).all()
 
