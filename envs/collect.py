@@ -24,10 +24,12 @@ from core.locks import alone
 from core.metrics import write_json
 from core.types import EnvSpec
 from envs import datasets, registry
+from envs import policies as policy_files
 from envs.players import Arrays, Expert, OraclePlayer, Player, Policy, Rollouts
 from envs.registry import Options
 from envs.workers import Pool
 
+EXPERTS = Path(__file__).parent / "experts"  # ours, by their task: those that walk in mazes
 BLOCK = 2_500  # transitions per file of a collection under way, about
 SPREAD = 16  # blocks, at least, that a collection is cut into: so many workers have something to do
 TOGETHER = {"mujoco": 16, "toy": 16}  # suite -> episodes that a policy plays side by side, where steps are cheap; else
@@ -45,7 +47,7 @@ class Recipe:
     seed: int = 0
     max_steps: int = 0  # length of an oracle's episodes, or a shorter limit than the task's; 0 keeps those
     transitions: int = 0  # whole episodes until there are as many
-    kind: str = ""  # which of OGBench's sets: navigate, stitch, play, noisy
+    kind: str = ""  # which of OGBench's sets: navigate, stitch, explore, play, noisy
 
 
 class Source(NamedTuple):
@@ -77,7 +79,7 @@ def _complete(recipe: Recipe, episodes: int, noise: float) -> Recipe:
 
 
 def scripted(recipe: Recipe) -> tuple[Recipe, Source]:
-    """The recipe with its open places filled, and the task's own expert or oracle.
+    """The recipe with its open places filled, and the task's own expert or oracle, or ours that walks in its maze.
 
     Raises: ConfigError for a task that has neither, or a kind of set that it does not have.
     """
@@ -85,14 +87,17 @@ def scripted(recipe: Recipe) -> tuple[Recipe, Source]:
     _refuse_dataset_name(recipe.task)
     family, name = registry.check(recipe.task)
     suite = registry.suite(family)
-    published = suite.standards(name) if hasattr(suite, "standards") else {}
-    if published:
-        kind = recipe.kind or next(iter(published))
-        standard = choose(f"kind of set on {recipe.task}", kind, published)
-        steps = recipe.max_steps or standard.steps
-        recipe = replace(_complete(recipe, standard.episodes, standard.noise), kind=kind, max_steps=steps)
-        build = functools.partial(OraclePlayer, name, kind, recipe.noise, steps, recipe.seed)
-        return recipe, Source([{"player": f"OGBench's oracle, {kind}"}], build, steps, fixed=True)
+    if expert := walker(recipe.task):
+        path = EXPERTS / f"{expert.rpartition('/')[2]}.npz"
+        if not path.exists():
+            raise ConfigError(
+                f"the sets of {recipe.task} are walked by an expert of {expert}: train one (rheostat train sac "
+                f"{expert}), then add --run RUN, or --policy FILE"
+            )
+        card = {"player": f"weights in {path.name}", "sha256": policy_files.digest(path)}
+        return guided(recipe, functools.partial(policy_files.WeightsPolicy, path, "", expert), card)
+    if hasattr(suite, "standards") and suite.standards(name):
+        return _by_oracle(recipe)
     if not hasattr(suite, "expert"):
         raise ConfigError(
             f"{recipe.task} has no scripted expert and no oracle (Meta-World's tasks have, and OGBench's pointmaze, "
@@ -100,6 +105,40 @@ def scripted(recipe: Recipe) -> tuple[Recipe, Source]:
         )
     expert = functools.partial(Expert, suite.expert, name)
     return policies(recipe, [expert], [{"player": "scripted expert"}], together=1)
+
+
+def walker(task: str) -> str:
+    """The task whose expert walks in a maze of OGBench's, none for other tasks."""
+    family, name = registry.check(task)
+    suite = registry.suite(family)
+    published = suite.standards(name) if hasattr(suite, "standards") else {}
+    expert = next(iter(published.values())).expert if published else ""
+    return expert and f"{family}/{expert}"
+
+
+def guided(recipe: Recipe, expert: Callable[[EnvSpec], Policy], card: dict[str, Any]) -> tuple[Recipe, Source]:
+    """The recipe with its open places filled, and OGBench's oracle of a maze with the expert that walks in it.
+
+    Args: expert: picklable, `spec -> Policy` of the task `walker(recipe.task)`; card: what to say about it.
+    Raises: ConfigError for a kind of set that the task does not have, or an expert that does not fit.
+    """
+    check(recipe)
+    env = registry.make(walker(recipe.task), 1)
+    env.close()
+    expert(env.spec)
+    return _by_oracle(recipe, card, expert=expert, spec=env.spec)
+
+
+def _by_oracle(recipe: Recipe, card: dict[str, Any] | None = None, **expert: Any) -> tuple[Recipe, Source]:
+    family, name = registry.check(recipe.task)
+    published = registry.suite(family).standards(name)
+    kind = recipe.kind or next(iter(published))
+    standard = choose(f"kind of set on {recipe.task}", kind, published)
+    steps = recipe.max_steps or standard.steps
+    recipe = replace(_complete(recipe, standard.episodes, standard.noise), kind=kind, max_steps=steps)
+    build = functools.partial(OraclePlayer, name, kind, recipe.noise, steps, recipe.seed, **expert)
+    told = {"expert": card} if card else {}
+    return recipe, Source([{"player": f"OGBench's oracle, {kind}", **told}], build, steps, fixed=True)
 
 
 def policies(
@@ -117,7 +156,7 @@ def policies(
     """
     check(recipe)
     if recipe.kind:
-        raise ConfigError("--kind is for OGBench's oracles (pointmaze, cube, scene, puzzle); leave it out here")
+        raise ConfigError("--kind is for OGBench's oracles (mazes, cube, scene, puzzle); leave it out here")
     options = options or Options()
     options = replace(options, max_steps=recipe.max_steps or options.max_steps)
     recipe = _complete(recipe, EPISODES, 0.0)
@@ -135,7 +174,7 @@ def policies(
 def _refuse_dataset_name(task: str) -> None:
     """Raises: ConfigError for the name of one of OGBench's sets, with the command that makes it."""
     base, _, kind = task.removesuffix("-v0").rpartition("-")
-    if kind in ("navigate", "stitch", "play", "noisy"):
+    if kind in ("navigate", "stitch", "explore", "play", "noisy"):
         raise ConfigError(f"{task} is a dataset, not a task; to make it: rheostat collect {base} --kind {kind}")
 
 

@@ -1,4 +1,4 @@
-"""OGBench's data sets made anew, by the oracles in its package: point mazes, cube, scene and puzzle.
+"""OGBench's data sets made anew, by the oracles in its package: mazes, cube, scene and puzzle.
 
 Sizes and noise are those of the published sets (Park et al., 2024, arXiv:2410.20092, and their generation commands).
 Axes: T steps of an episode, S state, A action.
@@ -6,24 +6,29 @@ Axes: T steps of an episode, S state, A action.
 - mazes: from the centre of a random free cell, moved by U(-1, 1), along the shortest way to a goal: the unit vector to
   the centre of the next cell plus N(0, noise^2), clipped.  navigate: goals are cells that are not mere corridors, and
   each one reached is followed by another; stitch: one goal, exactly four cells away.
+- mazes of ants and humanoids: the same by an expert that walks where it is told (`envs.directed`), which gets the unit
+  vector; its actions plus N(0, noise^2), clipped.  explore: another direction every ten steps instead of a goal.
 - play: an open-loop plan of the arm with smoothed noise; at its end the environment sets another target.
 - noisy: a closed-loop oracle plus N(0, xi^2) (3 xi on the yaw, 10 xi on the gripper), xi drawn per episode from
   U(0, noise), and uniformly random actions with probability `p_random`.
 
 Nothing is rewarded and no episode ends before its last step.  Scene episodes in which the cube leaves the table or
-hides are played again, as published.  Two departures: an action is rounded to float32 before it is executed, as it is
-stored; and a closed-loop oracle sees a new target at once, not one step late (when the scene's late one would come
-from the episode before).
+hides are played again, as published.  Three departures: an action is rounded to float32 before it is executed, as it is
+stored; in its goal's cell an expert that walks is sent to the goal, which lies up to 1.4 from the centre and counts as
+reached within 0.5, instead of to the centre, where it would wait; and a closed-loop oracle sees a new target at once,
+not one step late (when the scene's late one would come from the episode before).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from core.seeds import derive
-from envs import ogbench, render
+from core.types import Array, Observation
+from envs import directed, ogbench, render
 from envs.host import GlobalRandom
 
 
@@ -34,9 +39,13 @@ class Standard(NamedTuple):
     steps: int  # T of every episode
     noise: float
     p_random: float = 0.0  # probability of a random action
+    expert: str = ""  # OGBench task of the expert that walks; none: a point does
 
 
 MAZES = ("pointmaze-medium", "pointmaze-large", "pointmaze-giant", "pointmaze-teleport")
+ANTS = ("antmaze-medium", "antmaze-large", "antmaze-giant", "antmaze-teleport")
+HUMANOIDS = ("humanoidmaze-medium", "humanoidmaze-large", "humanoidmaze-giant")
+TURNS = 10  # steps of explore's directions
 EPISODES = {
     **dict.fromkeys(("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4"), 1000),
     **dict.fromkeys(("cube-triple", "puzzle-4x5"), 3000),
@@ -56,6 +65,16 @@ def standards(name: str) -> dict[str, Standard]:
     if name in MAZES:
         long = Standard(500, 2000, 0.5) if name == "pointmaze-giant" else Standard(1000, 1000, 0.5)
         return {"navigate": long, "stitch": Standard(5000, 200, 0.5)}
+    if name in ANTS:
+        long, by = (500, 2000) if name == "antmaze-giant" else (1000, 1000), "ant-directed"
+        sets = {"navigate": Standard(*long, 0.2, expert=by), "stitch": Standard(5000, 200, 0.2, expert=by)}
+        return sets if name == "antmaze-giant" else {**sets, "explore": Standard(10_000, 500, 1.0, expert=by)}
+    if name in HUMANOIDS:
+        giant, by = name == "humanoidmaze-giant", "humanoid-directed"
+        return {
+            "navigate": Standard(1000, 4000 if giant else 2000, 0.2, expert=by),
+            "stitch": Standard(10_000 if giant else 5000, 400, 0.2, expert=by),
+        }
     if name in EPISODES:
         p_random = 0.2 if name.startswith("puzzle") else 0.1
         return {"play": Standard(EPISODES[name], 1000, 0.1), "noisy": Standard(EPISODES[name], 1000, 0.1, p_random)}
@@ -69,9 +88,17 @@ class Oracle(Protocol):
     def close(self) -> None: ...
 
 
-def oracle(name: str, kind: str, noise: float) -> Oracle:
-    """The oracle of a task; `kind` is one of `standards(name)`."""
-    return (MazeOracle if name in MAZES else ArmOracle)(name, kind, noise)
+class Expert(Protocol):
+    """Walks where it is told: an `envs.players.Policy` of the expert's task."""
+
+    def reset(self, seeds: Sequence[int]) -> None: ...
+
+    def act(self, obs: Observation) -> Array: ...
+
+
+def oracle(name: str, kind: str, noise: float, expert: Expert | None = None) -> Oracle:
+    """The oracle of a task; `kind` is one of `standards(name)`, `expert` of the task that this names."""
+    return ArmOracle(name, kind, noise) if name in EPISODES else MazeOracle(name, kind, noise, expert)
 
 
 def _bare(name: str, **changes: Any) -> Any:
@@ -83,11 +110,11 @@ def _bare(name: str, **changes: Any) -> Any:
 
 
 class MazeOracle:
-    def __init__(self, name: str, kind: str, noise: float):
+    def __init__(self, name: str, kind: str, noise: float, expert: Expert | None = None):
         self._random = GlobalRandom()
         with self._random:
             self._env = _bare(name)
-        self._noise, self._stitch = noise, kind == "stitch"
+        self._noise, self._kind, self._expert = noise, kind, expert
         free = self._env.maze_map == 0
         self._cells = [(int(i), int(j)) for i, j in np.argwhere(free)]
         self._vertices = [(i, j) for i, j in self._cells if not _corridor(free, i, j)]
@@ -97,23 +124,38 @@ class MazeOracle:
     def episode(self, seed: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
         env, rng = self._env, np.random.default_rng(derive(seed, 1))
         begin = _pick(self._cells, rng)
-        goal = _pick(self._four_away(begin) if self._stitch else self._vertices, rng)
+        goal = _pick(self._four_away(begin) if self._kind == "stitch" else self._vertices, rng)
         self._random.seed(seed)
         env.action_space.seed(seed)
         states, actions = [], []
         with self._random:  # start, goal and teleporters' exits are drawn by the library
             states.append(env.reset(seed=seed, options={"task_info": {"init_ij": begin, "goal_ij": goal}})[0])
-            for _ in range(steps):
-                here = env.get_xy()
-                way = self._next(here, env.cur_goal_xy) - here
-                drift = self._noise * rng.standard_normal(2)
-                action = np.clip(way / (np.linalg.norm(way) + 1e-6) + drift, -1, 1).astype(np.float32)
+            if self._expert:
+                self._expert.reset([seed])
+            for step in range(steps):
+                if self._kind != "explore":
+                    here = env.get_xy()
+                    arrived = self._expert and env.xy_to_ij(here) == env.xy_to_ij(env.cur_goal_xy)
+                    way = (env.cur_goal_xy if arrived else self._next(here, env.cur_goal_xy)) - here
+                    direction = way / (np.linalg.norm(way) + 1e-6)
+                elif step % TURNS == 0:
+                    angle = rng.uniform(0, 2 * np.pi)
+                    direction = np.array([np.cos(angle), np.sin(angle)])
+                meant = self._walked(states[-1], direction, step) if self._expert else direction
+                drift = self._noise * rng.standard_normal(meant.shape)
+                action = np.clip(meant + drift, -1, 1).astype(np.float32)
                 state, _, _, _, info = env.step(action)
                 states.append(state)
                 actions.append(action)
-                if info["success"] and not self._stitch:
+                if info["success"] and self._kind == "navigate":
                     env.set_goal(_pick(self._vertices, rng))
         return np.array(states, np.float32), np.array(actions)
+
+    def _walked(self, state: np.ndarray, direction: np.ndarray, step: int) -> np.ndarray:
+        """The expert's action."""
+        seen = directed.told(state, direction).astype(np.float32)[None]
+        blank = np.zeros((1, 0), np.float32), np.zeros(1, np.float32), np.full(1, step, np.int32)
+        return self._expert.act(Observation(seen, *blank))[0]
 
     def _next(self, here: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Centre of the next cell on the shortest way; the package's search, done once for each pair of cells."""

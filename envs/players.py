@@ -44,10 +44,17 @@ class Policy(Protocol):
 
 
 class OraclePlayer:
-    """OGBench's oracle of a task; see `envs.oracles`."""
+    """OGBench's oracle of a task; see `envs.oracles`.
 
-    def __init__(self, name: str, kind: str, noise: float, steps: int, seed: int):
-        self._oracle, self._steps, self._seed = oracle(name, kind, noise), steps, seed
+    Args: expert: `spec -> Policy`, who walks in mazes of ants and humanoids; spec: of the expert's task.
+    """
+
+    def __init__(
+        self, name: str, kind: str, noise: float, steps: int, seed: int,
+        expert: Callable[[EnvSpec], Policy] | None = None, spec: EnvSpec | None = None,
+    ):  # fmt: skip
+        self._oracle = oracle(name, kind, noise, expert and expert(spec))
+        self._steps, self._seed = steps, seed
 
     def play(self, who: int, numbers: Sequence[int]) -> Arrays:
         played = [self._oracle.episode(derive(self._seed, n), self._steps) for n in numbers]

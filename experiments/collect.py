@@ -194,13 +194,14 @@ def of_weights(recipe: Recipe, path: Path, activation: str, source: str) -> tupl
     Raises: ConfigError.
     """
     registry.check(recipe.task)
+    walked = maker.walker(recipe.task)
     weights = policies.load(path, activation)
     card = {
         "player": f"weights in {path.name}", "name": path.stem, "sha256": policies.digest(path), "source": source,
         "layers": [list(weight.shape) for weight, _ in weights.layers], "activation": weights.hidden,
     }  # fmt: skip
-    build = functools.partial(policies.WeightsPolicy, path.absolute(), activation, recipe.task)
-    return maker.policies(recipe, [build], [card])
+    build = functools.partial(policies.WeightsPolicy, path.absolute(), activation, walked or recipe.task)
+    return maker.guided(recipe, build, card) if walked else maker.policies(recipe, [build], [card])
 
 
 def of_run(
@@ -221,7 +222,8 @@ def of_run(
     from experiments.evaluate import checkpoint
 
     run = runs.load(folder)
-    if recipe.task not in ("", run.task):
+    walked = maker.walker(recipe.task) if recipe.task else ""
+    if recipe.task not in ("", run.task) and walked != run.task:
         raise ConfigError(f"{folder} was trained on {run.task}, not on {recipe.task}; leave the task out")
     if replay and (step is not None or best):
         raise ConfigError("--replay plays all checkpoints that are kept; leave --checkpoint and --best out")
@@ -242,6 +244,10 @@ def of_run(
                 "algo": run.algo, "checkpoint": at, "seed": seeds[i], "by": "act" if explore else "act_eval",
                 "sha256": digest,
             })  # fmt: skip
+    if walked == run.task:
+        if len(makers) > 1:
+            raise ConfigError(f"{recipe.task} is walked by one expert: leave --replay out, and give --seed-index")
+        return maker.guided(recipe, makers[0], cards[0])
     return maker.policies(replace(recipe, task=run.task), makers, cards, run.train.env)
 
 

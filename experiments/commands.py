@@ -139,7 +139,7 @@ def collect(
     episodes: int = 0,
     transitions: int = 0,
     noise: float | None = None,
-    kind: Literal["navigate", "stitch", "play", "noisy"] | None = None,
+    kind: Literal["navigate", "stitch", "explore", "play", "noisy"] | None = None,
     policy: Path | None = None,
     activation: Literal["relu", "tanh"] | None = None,
     source: str = "",

@@ -1,8 +1,7 @@
 """Tuned values per algorithm and task, each with its source.  A preset is a function of the task to options.
 
 Those of algorithms that learn from a dataset are in `experiments.offline`, of goal-conditioned ones in
-`experiments.hindsight`.  The defaults in `algos/*.py` are the
-papers' own; a preset says only what differs.
+`experiments.hindsight`.  The defaults in `algos/*.py` are the papers' own; a preset says only what differs.
 """
 
 from __future__ import annotations

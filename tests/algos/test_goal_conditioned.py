@@ -143,9 +143,6 @@ def slopes(name, spec=SPEC, **changes):
 
 
 def test_what_learns_from_which_loss():
-    assert slopes("gcivl") == {"value": {"value"}, "actor": {"actor"}}
-    assert slopes("gciql") == {"value": {"value"}, "critic": {"critic"}, "actor": {"actor"}}
-    assert slopes("crl") == {"critic": {"phi", "psi"}, "actor": {"actor"}}
     assert slopes("qrl") == {
         "value": {"phi", "mix", "log_lambda"},
         "model": {"phi", "mix", "model"},

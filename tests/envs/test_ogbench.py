@@ -151,6 +151,25 @@ def test_bad_input():
         envs.make("ogbench/pointmaze-large", 1, Options(pixels=64))
 
 
+@pytest.mark.parametrize(("name", "hold"), [("ant-directed", 100), ("humanoid-directed", 200)])
+def test_directed_robots_are_paid_for_the_way_along_their_direction(name, hold):
+    sim, rng = directed.DirectedSim(name), np.random.default_rng(0)
+    state, _ = sim.reset(3, 0)
+    toward, seen = state[-2:], [state[-2:]]
+    for _ in range(hold + 5):
+        before = sim._env.get_xy()
+        state, reward, terminated, _ = sim.step(rng.uniform(-1, 1, sim.spec.action_dim))
+        assert reward == pytest.approx((sim._env.get_xy() - before) @ toward)
+        assert not terminated
+        toward = state[-2:]
+        seen.append(toward)
+    assert np.flatnonzero(np.diff(seen, axis=0).any(axis=1)).tolist() == [hold - 1]
+    np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1)
+    assert state.shape == sim.spec.obs_shape
+    assert not np.isclose(state[:-2], sim._env.get_xy()[0]).any()  # its place is not in it
+    sim.close()
+
+
 @pytest.mark.parametrize("name", ["visual-antmaze-medium", "visual-cube-single-singletask"])
 def test_visual_tasks(name):
     try:

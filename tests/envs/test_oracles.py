@@ -5,6 +5,8 @@ import pytest
 
 from core.seeds import derive
 from envs import oracles
+from envs.collect import EXPERTS
+from envs.policies import WeightsPolicy
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,11 @@ def test_every_task_of_the_published_sets_is_registered():
     assert sizes == {"navigate": 1_000_000, "stitch": 1_000_000}
     assert oracles.standards("cube-quadruple")["play"].episodes * 1000 == 5_000_000
     assert oracles.standards("puzzle-3x3")["noisy"].p_random == 0.2
-    assert oracles.standards("antmaze-medium") == {}
+    assert oracles.standards("antsoccer-arena") == {}
+    walked = {name: oracles.standards(name) for name in (*oracles.ANTS, *oracles.HUMANOIDS)}
+    assert {s.expert for name in oracles.ANTS for s in walked[name].values()} == {"ant-directed"}
+    assert walked["antmaze-large"]["explore"].episodes * walked["antmaze-large"]["explore"].steps == 5_000_000
+    assert walked["humanoidmaze-giant"]["stitch"].episodes * 400 == 4_000_000
 
 
 def test_a_maze_episode(maze):
@@ -94,6 +100,41 @@ def test_teleporters_send_to_other_places():
     assert jumps
     assert all(np.linalg.norm(exits - jump, axis=1).min() < 0.5 for jump in jumps)
     teleport.close()
+
+
+def walking(kind):
+    """An oracle of antmaze-medium with our expert."""
+    from envs.directed import DirectedSim
+
+    sim = DirectedSim("ant-directed")
+    expert = WeightsPolicy(EXPERTS / "ant-directed.npz", "", sim.spec.name, sim.spec)
+    sim.close()
+    return oracles.oracle("antmaze-medium", kind, 0.2, expert)
+
+
+def test_an_ant_walks_from_goal_to_goal():
+    ant = walking("navigate")
+    goals, set_goal = [], ant._env.set_goal
+    ant._env.set_goal = lambda *a, **k: (goals.append(a or k), set_goal(*a, **k))[1]
+    state, action = ant.episode(3, 400)
+    assert state.shape == (401, 29)
+    assert action.shape == (400, 8)
+    assert len(goals) > 2  # the first is set by the reset
+    assert np.linalg.norm(np.diff(state[:, :2], axis=0), axis=1).mean() > 0.1
+    again, _ = ant.episode(3, 50)
+    np.testing.assert_array_equal(again, state[:51])
+    ant.close()
+
+
+def test_an_exploring_ant_turns_every_ten_steps(monkeypatch):
+    ant = walking("explore")
+    told, act = [], ant._expert.act
+    monkeypatch.setattr(ant._expert, "act", lambda obs: (told.append(obs.state[0, -2:]), act(obs))[1])
+    ant.episode(3, 40)
+    turns = np.flatnonzero(np.abs(np.diff(told, axis=0)).max(axis=1)) + 1
+    np.testing.assert_array_equal(turns, [10, 20, 30])
+    np.testing.assert_allclose(np.linalg.norm(told, axis=1), 1, rtol=1e-6)
+    ant.close()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cube-double", "play"), ("scene", "noisy"), ("puzzle-3x3", "play")])

@@ -17,7 +17,8 @@ from core.rollout import JaxBatch
 from envs import toys
 from envs.registry import Options
 
-KINDS = ["bandit-0.3", "frozenlake", "value", "discount", "match", "pixels", "pointmass", "pointmaze"]  # one per class
+# one per class
+KINDS = ["bandit-0.3", "frozenlake", "value", "discount", "match", "pixels", "pointmass", "pointmaze", "pixelmaze"]
 
 
 def random_action(spec, num_envs, key):
@@ -69,7 +70,8 @@ def test_shapes_and_dtypes_follow_the_spec(name):
     for o in (obs, ts.obs, ts.final_obs):
         assert o.state.shape == spec.obs_shape
         assert o.state.dtype == (jnp.uint8 if spec.pixels else jnp.float32)
-        assert (o.goal.shape, o.goal.dtype) == (spec.goal_shape, jnp.float32)
+        pictured = len(spec.goal_shape) == 3
+        assert (o.goal.shape, o.goal.dtype) == (spec.goal_shape, jnp.uint8 if pictured else jnp.float32)
         assert (o.reward.shape, o.reward.dtype, o.step.shape, o.step.dtype) == ((), jnp.float32, (), jnp.int32)
     assert [x.dtype for x in ts[2:]] == [jnp.float32, jnp.bool_, jnp.bool_, jnp.float32]
     assert all(x.shape == () for x in ts[2:])
@@ -272,6 +274,25 @@ def test_pointmaze_guide_takes_the_shortest_way():
     straight = np.linalg.norm(obs.state[0] - obs.goal[0], axis=-1)
     assert (steps >= (straight - env.RADIUS) / (env.SPEED * 2**0.5)).all()
     np.testing.assert_array_equal(ts.reward, ts.success - 1)
+
+
+def test_pixelmaze_guide_takes_the_shortest_way():
+    env = toys.build("pixelmaze")
+    for task, (first, goal) in enumerate(env.maze.TASKS, 1):
+        obs, _, ts = run(env, 2, 30, lambda o: env.guide(o.state, o.goal), task)
+        columns = env.maze.free.shape[1]
+        steps = env.maze.distance[goal[0] * columns + goal[1], first[0] * columns + first[1]]
+        assert (np.argmax(ts.success, axis=0) + 1 == steps).all()
+        np.testing.assert_array_equal(env.place(obs.state[0, 0]), first)
+        np.testing.assert_array_equal(env.place(obs.goal[0, 0]), goal)
+        assert obs.state.dtype == np.uint8
+
+
+def test_pixelmaze_walls_hold():
+    env, (obs, _, _) = toys.build("pixelmaze"), wandering("pixelmaze")
+    place = np.asarray(env.place(obs.state)).reshape(-1, 2)
+    assert env.maze.free[place[:, 0], place[:, 1]].all()
+    assert (obs.state[..., 0].sum((-1, -2)) == 4 * 255).all()
 
 
 def test_pointmaze_walls_hold_and_every_task_is_drawn():

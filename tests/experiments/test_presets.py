@@ -7,7 +7,7 @@ import pytest
 import algos
 from core.chunk_policy import Denoising
 from core.config import ConfigError
-from experiments import offline, options, parents, runs
+from experiments import hindsight, offline, options, parents, runs
 from experiments.presets import preset
 
 TASKS = ("mujoco/hopper-v5", "mujoco/humanoid-v5", "mujoco/swimmer-v5", "metaworld/push", "toy/match")
@@ -55,6 +55,33 @@ def test_offline_presets(algo):
         other = {f.name for f in fields(full.config) if getattr(full.config, f.name) != getattr(cpu.config, f.name)}
         assert other <= {"batch_size", "hidden", "actor_hidden", "actor_steps"}
         assert preset(algo, task).data == options.DataOptions()
+
+
+@pytest.mark.parametrize("algo", hindsight.ALGOS)
+@pytest.mark.parametrize("task", ["ogbench/pointmaze-giant", "ogbench/puzzle-3x3", "ogbench/visual-scene"])
+def test_goal_conditioned_presets(algo, task):
+    full, cpu = (preset(algo, task, size, data=f"data/{task[8:]}-play.npz") for size in ("full", "cpu"))
+    for chosen in (full, cpu):
+        options.check(chosen)
+    other = {f.name for f in fields(full.config) if getattr(full.config, f.name) != getattr(cpu.config, f.name)}
+    assert other <= {"batch_size", "hidden", "actor_hidden"}
+    assert full.steps == (500_000 if "visual" in task else 1_000_000)
+    assert (full.eval.episodes, full.eval.tasks, full.config.temperature) == (250, (1, 2, 3, 4, 5), 0)
+    assert full.config.discount == (0.995 if "giant" in task else 0.99)
+    assert full.config.crop == (0.5 if "visual" in task else 0)
+
+
+def test_goal_conditioned_values_follow_the_kind_of_dataset():
+    sets = {kind: f"antmaze-large-{kind}-v0.npz" for kind in hindsight.KINDS[:3]}
+    hiql = {kind: preset("hiql", "ogbench/antmaze-large", data=name).config for kind, name in sets.items()}
+    assert [hiql[kind].high_random for kind in hiql] == [0.0, 0.5, 1.0]
+    assert [hiql[kind].high_alpha for kind in hiql] == [3.0, 3.0, 10.0]
+    crl = [preset("crl", "ogbench/cube-double", data=f"cube-double-{kind}").config.alpha for kind in ("play", "noisy")]
+    assert crl == [3.0, 0.1]
+    assert preset("ota", "ogbench/humanoidmaze-medium").config.subgoal_steps == 100
+    stitch = preset("gcivl", "ogbench/pointmaze-medium", data="pointmaze-medium-stitch").config.actor_goals
+    assert (stitch.future, stitch.random) == (0.5, 0.5)
+    assert preset("gcbc", "ogbench/pointmaze-medium", data="pointmaze-medium-stitch").config.actor_goals.random == 0
 
 
 def test_td3_bc_matched_to_prdc_differs_in_the_neighbour_only():
