@@ -114,5 +114,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         },
         sample=gc.sampled(cfg, spec, cfg.value_goals, cfg.actor_goals),
         play=gc.flat_play(nets.actor, spec),
-        distance=lambda params, s, g: nets.value.apply(params["value"], s, g),
+        value=lambda params, s, g: nets.value.apply(params["value"], s, g),
     )  # fmt: skip

@@ -79,5 +79,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         init={name: lambda key, net=net: net.init(key, state, state) for name, net in nets._asdict().items()},
         sample=gc.sampled(cfg, spec, cfg.value_goals, cfg.actor_goals),
         play=gc.flat_play(nets.actor, spec),
-        distance=lambda params, s, g: nets.value.apply(params["value"], s, g).mean(axis=0),
+        value=lambda params, s, g: nets.value.apply(params["value"], s, g).mean(axis=0),
     )  # fmt: skip

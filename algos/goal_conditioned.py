@@ -288,6 +288,11 @@ def flat_play(actor: Net, spec: EnvSpec) -> Callable[[PyTree, Array, Array, Key,
     return play
 
 
+def discounted_steps(discount: float, distance: float) -> float:
+    """-(1 + gamma + ... + gamma^(d - 1))."""
+    return -distance if discount == 1 else -(1 - discount**distance) / (1 - discount)
+
+
 def assemble(
     cfg: Config,
     spec: EnvSpec,
@@ -295,13 +300,15 @@ def assemble(
     init: dict[str, Callable[[Key], PyTree]],
     sample: Callable,
     play: Callable[[PyTree, Array, Array, Key, float], Array],
-    distance: Callable[[PyTree, Array, Array], Array] | None = None,
+    value: Callable[[PyTree, Array, Array], Array] | None = None,
+    value_at: Callable[[int], float] | None = None,
     uncropped: tuple[str, ...] = (),
 ) -> Algorithm:
     """The record of an algorithm.
 
     Args: init: key -> parameters, by the networks' names; play: (params, s, g, key, temperature) -> actions;
-        distance: (params, s, g) -> f32[B] V(s, g); uncropped: as for `to_batch`.
+        value: (params, s, g) -> f32[B] V(s, g); value_at: what it is at a distance, by default -(1 - gamma^d) / (1 -
+        gamma); uncropped: as for `to_batch`.
     """
 
     def first(key: Key, start: Start) -> State:
@@ -320,9 +327,10 @@ def assemble(
         return ActOut(action if spec.num_actions else norm.raw_action(jnp.clip(action, -1, 1)), carry)
 
     def goal_value(state: State, obs: Observation) -> Array:
-        return distance(state.net.params, state.norm.state(obs.state), state.norm.state(obs.goal))
+        return value(state.net.params, state.norm.state(obs.state), state.norm.state(obs.goal))
 
     return Algorithm(
         first, update, partial(act, 1.0), partial(act, cfg.temperature), sample=sample,
-        goal_value=goal_value if distance else None,
+        goal_value=goal_value if value else None,
+        value_at=(value_at or partial(discounted_steps, cfg.discount)) if value else None,
     )  # fmt: skip

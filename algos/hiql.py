@@ -193,5 +193,5 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         cfg, spec, own, init=initial(nets, cfg, spec),
         sample=goals.sampled(cfg.batch_size, partial(drawn, cfg), spec.history, cfg.last_alone),
         play=play(nets, spec),
-        distance=lambda params, s, g: value(params["value"], params["rep"], s, g, nets).mean(axis=0),
+        value=lambda params, s, g: value(params["value"], params["rep"], s, g, nets).mean(axis=0),
     )  # fmt: skip

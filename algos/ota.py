@@ -14,6 +14,7 @@ Axes: B batch, S state, A action, D representation, E = 2 heads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -111,6 +112,7 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         cfg, spec, own, init={**first, "option": first["value"]},
         sample=goals.sampled(cfg.batch_size, partial(drawn, cfg), spec.history, cfg.last_alone),
         play=hiql.play(nets, spec),
-        distance=lambda params, s, g: hiql.value(params["option"], params["rep"], s, g, nets).mean(axis=0),
+        value=lambda params, s, g: hiql.value(params["option"], params["rep"], s, g, nets).mean(axis=0),
+        value_at=lambda d: gc.discounted_steps(cfg.high_discount or cfg.discount, math.ceil(d / cfg.abstraction) - 1),
         uncropped=() if cfg.crop_options else ("option_end", "option_goal"),
     )  # fmt: skip

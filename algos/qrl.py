@@ -139,7 +139,8 @@ def make(cfg: Config, spec: EnvSpec) -> Algorithm:
         cfg, spec, own, init=init,
         sample=gc.sampled(cfg, spec, cfg.value_goals, cfg.actor_goals),
         play=gc.flat_play(nets.actor, spec),
-        distance=lambda params, s, g: -apart(
+        value=lambda params, s, g: -apart(
             params, nets.phi.apply(params["phi"], s), nets.phi.apply(params["phi"], g), cfg
         ),
+        value_at=lambda d: -d,
     )  # fmt: skip

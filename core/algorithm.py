@@ -45,8 +45,9 @@ class Algorithm(NamedTuple):
     eligible: Callable[[Dataset], Array] | None = None  # host: bool[N], which transitions may be drawn; None: all
     explores: bool = False  # `act` explores: without a dataset it learns online, from a replay
     value: Value | None = None  # Q(s, a) in units of the rewards learned from; None: it has no such critic
-    # V(s, g) f32[B] of a state and observations with goals, in steps that cost 1 each; None: it has no such value
+    # V(s, g) f32[B] of a state and observations with goals, where each step costs 1; None: it has no such value
     goal_value: Callable[[PyTree, Observation], Array] | None = None
+    value_at: Callable[[int], float] | None = None  # what that is where the goal is so many steps away
 
     @property
     def on_policy(self) -> bool:

@@ -106,6 +106,7 @@ def evaluate(
     best: bool = False,
     denoising_steps: int = 0,
     values: bool = False,
+    horizon: bool = False,
 ) -> None:
     """Judge a run on fresh episodes; adds rows to RUN/eval_fresh.jsonl, with --values to RUN/values.jsonl.
 
@@ -118,8 +119,16 @@ def evaluate(
         best: judge the checkpoint with the best score in training.
         denoising_steps: denoising steps to act with, for policies that have some; 0: as in training.
         values: judge the critic: Q beside the discounted rewards that followed; for what the clock cut off, its own Q.
+        horizon: judge a goal-conditioned value on the run's dataset, as goals move away: RUN/horizon.jsonl and .png.
     """
     _jax(acting=True)
+    if horizon:
+        from experiments import horizon as diagnostics
+
+        if values or denoising_steps:
+            raise ConfigError("--horizon plays nothing: leave --values and --denoising-steps out")
+        diagnostics.measure(run, checkpoint, best)
+        return
     if values:
         from experiments.values import measure
 
