@@ -38,6 +38,7 @@ bench: $(STAMP) $(PEERS)/installed  ## speed and memory beside what a user would
 	$(BIN)/python -m benchmarks chains --peers
 	$(BIN)/python -m benchmarks neighbors --peers
 	$(BIN)/python -m benchmarks offline --peers
+	$(BIN)/python -m benchmarks goals
 
 # by pip, whose settings may know where the CPU build of torch is
 $(PEERS)/installed: benchmarks/peers.txt

@@ -1,4 +1,4 @@
-"""`python -m benchmarks updates|rollout|online|chains|neighbors|offline`: print a Markdown table, write it as JSON."""
+"""`python -m benchmarks WHAT`: print a Markdown table, write it as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.metrics import write_json
 
 
 def bench(
-    what: Positional[Literal["updates", "rollout", "online", "chains", "neighbors", "offline"]],
+    what: Positional[Literal["updates", "rollout", "online", "chains", "neighbors", "offline", "goals"]],
     json_out: Path | None = None,
     rounds: int = 0,
     quick: bool = False,
@@ -30,7 +30,8 @@ def bench(
 
     Args:
         what: training on a dataset, simulators on the host with a policy in the loop, learning while acting,
-            fine-tuning of flow and diffusion policies, nearest rows, or the algorithms that learn from a dataset.
+            fine-tuning of flow and diffusion policies, nearest rows, the algorithms that learn from a dataset, or those
+            that are told a goal.
         json_out: where the figures are written; default benchmarks/out/WHAT.json.
         rounds: interleaved repetitions; medians are reported. 0: 7, or 3 of chains.
         quick: a tenth of the work, to see that it runs.

@@ -192,7 +192,8 @@ def test_refusals(whole, tmp_path):
     refused("--kind is for", Recipe("metaworld/reach", 3, kind="play"))
     refused("nearest: navigate, stitch", Recipe("ogbench/pointmaze-medium", kind="play"), kind=UnknownName)
     refused("collect ogbench/cube-single --kind noisy", Recipe("ogbench/cube-single-noisy-v0"))
-    refused("no scripted expert and no oracle", Recipe("ogbench/antmaze-medium"))
+    refused("no scripted expert and no oracle", Recipe("ogbench/antsoccer-arena"))
+    refused("train one \\(rheostat train sac ogbench/humanoid-directed\\)", Recipe("ogbench/humanoidmaze-large"))
     refused("no scripted expert and no oracle", Recipe("ogbench/pointmaze-medium-singletask"))
     refused("--run RUN or --policy FILE", Recipe("toy/match", 3))
     assert not list(tmp_path.iterdir())
@@ -204,3 +205,18 @@ def test_refusals(whole, tmp_path):
     parts.mkdir()
     (parts / "recipe.json").write_text(json.dumps({"task": "another"}))
     refused("another collection", RECIPE)
+
+
+def test_ants_are_walked_through_their_mazes_by_ours_or_by_another_expert(tmp_path):
+    from experiments.collect import of_weights
+
+    ours = made(Recipe("ogbench/antmaze-medium", episodes=1, max_steps=20, kind="stitch"), tmp_path / "ours.npz", 1)
+    assert ours["players"][0]["player"] == "OGBench's oracle, stitch"
+    assert ours["players"][0]["expert"]["player"] == "weights in ant-directed.npz"
+    recipe = Recipe("ogbench/antmaze-medium", episodes=1, max_steps=20)
+    given, _ = of_weights(recipe, collect.EXPERTS / "ant-directed.npz", "", "ours")
+    assert (given.kind, given.noise, given.max_steps) == ("navigate", 0.2, 20)
+    small = tmp_path / "small.npz"
+    np.savez(small, w0=np.zeros((8, 27), np.float32), b0=np.zeros(8, np.float32))
+    with pytest.raises(ConfigError, match="ogbench/ant-directed has \\(29,\\)"):
+        of_weights(recipe, small, "relu", "")
