@@ -20,7 +20,7 @@ from core.checkpoint import Checkpoints
 from core.locks import alone
 from core.metrics import read_lines
 from envs import datasets
-from experiments import runs, tables
+from experiments import hindsight, runs, tables
 from experiments.cli import main
 from experiments.job import Job
 from tests.conftest import match_arrays
@@ -79,7 +79,28 @@ def test_the_last_step_is_logged_evaluated_and_saved_once(straight):
 ON_POLICY = ("ppo", "reinflow", "dppo", "gaussian_ppo", "dawr")
 
 
-@pytest.mark.parametrize("algo", [name for name in algos.names() if name not in ("td3_bc", *ON_POLICY)])
+@pytest.mark.parametrize("algo", hindsight.ALGOS)
+def test_every_goal_conditioned_algorithm_trains_by_the_command_line(algo, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "state": rng.uniform(1, 6, (62, 2)).astype(np.float32), "action": rng.uniform(-1, 1, (62, 2)).astype(np.float32),
+        "reward": np.zeros(62, np.float32), "terminated": np.zeros(62, bool), "length": np.full(2, 30, np.int32),
+        "success": np.zeros(2, np.float32),
+    }  # fmt: skip
+    datasets.write(tmp_path / "maze.npz", arrays, {"task": "toy/pointmaze"})
+    sizes = ["--config.batch-size", "8", "--config.actor-hidden", "8", "--eval.episodes", "10", "--epoch", "5"]
+    once = ["--steps", "10", "--eval.every", "10", "--save-every", "10", "--name", "run", "--out", str(tmp_path)]
+    data = ["--data.path", str(tmp_path / "maze.npz")]
+    assert main(["train", algo, "toy/pointmaze", *data, *sizes, *once]) == 0
+    folder = tmp_path / algo / "toy/pointmaze" / "run"
+    assert runs.status(folder)["state"] == "done"
+    assert all(np.isfinite(value) for row in untimed(folder) for value in row.values())
+
+
+OTHERS = ("td3_bc", *ON_POLICY, *hindsight.ALGOS)
+
+
+@pytest.mark.parametrize("algo", [name for name in algos.names() if name not in OTHERS])
 def test_every_algorithm_trains_by_the_command_line(algo, match_file, tmp_path):
     command = arguments(match_file, tmp_path, "--steps", "40", "--eval.every", "40", "--name", "run", algo=algo)
     assert main(command) == 0
