@@ -83,7 +83,8 @@ ON_POLICY = ("ppo", "reinflow", "dppo", "gaussian_ppo", "dawr")
 def test_every_goal_conditioned_algorithm_trains_by_the_command_line(algo, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
-        "state": rng.uniform(1, 6, (62, 2)).astype(np.float32), "action": rng.uniform(-1, 1, (62, 2)).astype(np.float32),
+        "state": rng.uniform(1, 6, (62, 2)).astype(np.float32),
+        "action": rng.uniform(-1, 1, (62, 2)).astype(np.float32),
         "reward": np.zeros(62, np.float32), "terminated": np.zeros(62, bool), "length": np.full(2, 30, np.int32),
         "success": np.zeros(2, np.float32),
     }  # fmt: skip
