@@ -72,14 +72,25 @@ def _either(chosen: Array | bool, one: Array, other: Array) -> Array:
     return jnp.where(chosen, one, other) if isinstance(chosen, jax.Array) else one if chosen else other
 
 
-def draw(dataset: Dataset, row: Array, key: Key, mixture: Mixture, discount: float) -> Array:
-    """Goals i32[B] of transitions `row`: any of a mixture."""
+class _Kinds(NamedTuple):
+    later: Array | bool  # bool[B] whether the goal is a later row
+    now: Array | bool  # bool[B] whether it is the current one, whatever else was drawn
+    ahead: Array  # i32[B] the later row
+    goal: Array  # i32[B] the later or the random one
+
+
+def _kinds(dataset: Dataset, row: Array, key: Key, mixture: Mixture, discount: float) -> _Kinds:
     keys = streams(key, "future", "random", "is_future", "is_current")
-    later = _happens(keys.is_future, mixture.future / ((1 - mixture.current) or 1), row.shape)
+    later = _happens(keys.is_future, min(mixture.future / ((1 - mixture.current) or 1), 1.0), row.shape)
     now = _happens(keys.is_current, mixture.current, row.shape)
     ahead = future(dataset, row, keys.future, discount if mixture.geometric else None)
-    goal = _either(later, ahead, random(dataset, keys.random, row.shape))
-    return _either(now, row, goal)
+    return _Kinds(later, now, ahead, _either(later, ahead, random(dataset, keys.random, row.shape)))
+
+
+def draw(dataset: Dataset, row: Array, key: Key, mixture: Mixture, discount: float) -> Array:
+    """Goals i32[B] of transitions `row`: any of a mixture."""
+    kinds = _kinds(dataset, row, key, mixture, discount)
+    return _either(kinds.now, row, kinds.goal)
 
 
 class Subgoals(NamedTuple):
@@ -111,13 +122,9 @@ def option(dataset: Dataset, row: Array, key: Key, mixture: Mixture, steps: int,
 
     Reference: the sampler of OTA (Ahn et al., 2025, arXiv:2505.12737).
     """
-    keys = streams(key, "future", "random", "is_future", "is_current")
-    later = _happens(keys.is_future, min(mixture.future / ((1 - mixture.current) or 1), 1.0), row.shape)
-    now = _happens(keys.is_current, mixture.current, row.shape)
-    ahead = future(dataset, row, keys.future, discount if mixture.geometric else None)
-    end = jnp.minimum(row + steps, _either(later, ahead, final(dataset, row)))
-    goal = _either(later, ahead, random(dataset, keys.random, row.shape))
-    return Option(end, _either(now, end, goal))
+    kinds = _kinds(dataset, row, key, mixture, discount)
+    end = jnp.minimum(row + steps, _either(kinds.later, kinds.ahead, final(dataset, row)))
+    return Option(end, _either(kinds.now, end, kinds.goal))
 
 
 def reward(reached: Array) -> Array:
