@@ -94,13 +94,12 @@ def actor_loss(actor_params: PyTree, frozen: PyTree, batch: gc.Batch, nets: Netw
     def q(action: Array) -> Array:
         return agreement(nets.phi.apply(frozen["phi"], batch.obs, action), psi).min(axis=0)
 
-    if cfg.actor_loss == "ddpgbc":
-        return gc.ddpg_bc(pi, batch.action, q(jnp.clip(pi.mode(), -1, 1)), cfg.alpha)
-    value = agreement(
-        nets.value_phi.apply(frozen["value_phi"], batch.obs),
-        nets.value_psi.apply(frozen["value_psi"], batch.actor_goal),
-    )
-    return gc.awr(pi, batch.action, q(gc.critic_action(spec, batch.action)) - value, cfg.alpha)
+    def advantage() -> Array:
+        phi = nets.value_phi.apply(frozen["value_phi"], batch.obs)
+        value = agreement(phi, nets.value_psi.apply(frozen["value_psi"], batch.actor_goal))
+        return q(gc.critic_action(spec, batch.action)) - value
+
+    return gc.extraction(cfg, pi, batch.action, q, advantage)
 
 
 def loss(

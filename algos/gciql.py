@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import jax.numpy as jnp
-
 from algos import goal_conditioned as gc
 from core.algorithm import Algorithm
 from core.config import require_least
@@ -77,10 +75,11 @@ def actor_loss(actor_params: PyTree, frozen: PyTree, batch: gc.Batch, nets: Netw
     def q(action: Array) -> Array:
         return nets.critic.apply(frozen["critic"], batch.obs, batch.actor_goal, action).min(axis=0)
 
-    if cfg.actor_loss == "ddpgbc":
-        return gc.ddpg_bc(pi, batch.action, q(jnp.clip(pi.mode(), -1, 1)), cfg.alpha)
-    advantage = q(gc.critic_action(spec, batch.action)) - nets.value.apply(frozen["value"], batch.obs, batch.actor_goal)
-    return gc.awr(pi, batch.action, advantage, cfg.alpha)
+    def advantage() -> Array:
+        value = nets.value.apply(frozen["value"], batch.obs, batch.actor_goal)
+        return q(gc.critic_action(spec, batch.action)) - value
+
+    return gc.extraction(cfg, pi, batch.action, q, advantage)
 
 
 def loss(

@@ -173,6 +173,15 @@ def ddpg_bc(pi: Gaussian, action: Array, q: Array, alpha: float) -> tuple[Array,
     return loss, {**metrics, **cloning(pi, action)}
 
 
+def extraction(
+    cfg: Any, pi: Policy, action: Array, q: Callable[[Array], Array], advantage: Callable[[], Array]
+) -> tuple[Array, Metrics]:
+    """The policy's loss by `cfg.actor_loss`: `ddpg_bc` of q(clip(mean of pi)), or `awr` of the data's advantages."""
+    if cfg.actor_loss == "ddpgbc":
+        return ddpg_bc(pi, action, q(jnp.clip(pi.mode(), -1, 1)), cfg.alpha)
+    return awr(pi, action, advantage(), cfg.alpha)
+
+
 def total(parts: dict[str, tuple[Array, Metrics]]) -> tuple[Array, Metrics]:
     """The sum of losses, and their metrics under their names."""
     metrics = [under(f"{group}/", own) for group, (_, own) in parts.items()]

@@ -90,12 +90,15 @@ def actor_loss(actor_params: PyTree, frozen: PyTree, batch: gc.Batch, nets: Netw
     """The policy's loss -> (f32[], metrics)."""
     pi = gc.policy(spec, nets.actor.apply(actor_params, batch.obs, batch.actor_goal))
     z, goal = (nets.phi.apply(frozen["phi"], x) for x in (batch.obs, batch.actor_goal))
-    if cfg.actor_loss == "ddpgbc":
-        reached = z + nets.model.apply(frozen["model"], z, jnp.clip(pi.mode(), -1, 1))
-        return gc.ddpg_bc(pi, batch.action, -apart(frozen, reached, goal, cfg), cfg.alpha)
-    following = nets.phi.apply(frozen["phi"], batch.next_obs)
-    advantage = apart(frozen, z, goal, cfg) - apart(frozen, following, goal, cfg)
-    return gc.awr(pi, batch.action, advantage, cfg.alpha)
+
+    def q(action: Array) -> Array:
+        return -apart(frozen, z + nets.model.apply(frozen["model"], z, action), goal, cfg)
+
+    def advantage() -> Array:
+        following = nets.phi.apply(frozen["phi"], batch.next_obs)
+        return apart(frozen, z, goal, cfg) - apart(frozen, following, goal, cfg)
+
+    return gc.extraction(cfg, pi, batch.action, q, advantage)
 
 
 def loss(
