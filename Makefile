@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## minutes on two cores: demonstrations, training, evaluation and a figure, in runs/demo
 	$(BIN)/python -m experiments.demo
 
-test: $(STAMP)  ## the whole suite, without the long learning runs (PYTEST='-m slow' for those)
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(STAMP)  ## the whole suite on all cores, without the long learning runs (PYTEST='-m slow' for those)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(PYTEST)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
