@@ -14,6 +14,12 @@ from core.types import Dataset
 from tests.golden.case import Case, Row, Uncheckable
 
 SIGMAS, SLACK = 5.0, 2e-5
+BASE = {  # what holds where a file does not say otherwise
+    "discount": 0.9, "value_p_curgoal": 0.2, "value_p_trajgoal": 0.5, "value_p_randomgoal": 0.3,
+    "value_geom_sample": True, "actor_p_curgoal": 0.0, "actor_p_trajgoal": 1.0, "actor_p_randomgoal": 0.0,
+    "actor_geom_sample": False, "subgoal_steps": 5, "abstraction_factor": 4,
+}  # fmt: skip
+DRAWS = 400_000  # likewise
 # changes of the file's base: probabilities of (current, later, random) goals of values, and of policies
 VALUE = {"crl": (0.0, 1.0, 0.0), "qrl": (0.0, 0.0, 1.0)}
 POLICY = {"stitch": (0.0, 0.5, 0.5), "explore": (0.0, 0.0, 1.0)}
@@ -65,8 +71,9 @@ def share(case: Case, key: str, happened, draws: int) -> None:
 
 
 def run(case: Case) -> None:
-    said = json.loads(str(case.read("config_json")))
-    draws, discount = int(case.read("num_samples")), said["discount"]
+    said = {**BASE, **(json.loads(str(case.read("config_json"))) if case.has("config_json") else {})}
+    draws = int(case.read("num_samples")) if case.has("num_samples") else DRAWS
+    discount = said["discount"]
     data = jax.tree.map(jnp.asarray, episodes(case))
     case.ignore("fixed_idxs")  # the names of the histograms say it
     check_index(case, jax.tree.map(np.asarray, data))

@@ -14,6 +14,8 @@ from tests.golden.case import HYPER, Uncheckable, compare
 from tests.golden.oracle import write
 from tests.golden.oracle_chains import write_dppo, write_reinflow
 from tests.golden.oracle_critics import write_cql, write_rebrac
+from tests.golden.oracle_goals import write as write_goals
+from tests.golden.oracle_sampler import write as write_draws
 from tests.golden.oracle_weights import write_iql
 
 HERE = Path(__file__).parent
@@ -103,6 +105,28 @@ def test_unseen_iql_passes(tmp_path, name, layout, options):
 def test_unseen_critics_pass(tmp_path, write, options):
     """CQL and ReBRAC by NumPy, gradients by hand: other depths, of each critic its own, and other options."""
     assert check(write(tmp_path / f"corl_{write.__name__[6:]}_other.npz", **options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("algo", "options"),
+    [
+        ("crl", {"alpha": 3.0}),
+        ("gciql", {"discrete": True, "alpha": 3.0}),
+        ("qrl", {"latent_dim": 8}),
+        ("hiql", {"low_actor_rep_grad": True, "low_alpha": 60.0}),
+        ("hiql", {"pixels": True, "rows": 5, "low_actor_rep_grad": True, "value_hidden_dims": [6], "rep_dim": 3}),
+        ("ota", {"discount": 0.995, "high_discount": 0.9}),
+    ],
+    ids=["crl awr", "gciql discrete", "qrl mrn", "hiql shared", "hiql pictures", "ota"],
+)
+def test_unseen_goal_conditioned_pass(tmp_path, algo, options):
+    """Other depths, widths and rates, in float64 from the equations."""
+    assert check(write_goals(tmp_path / f"{algo}_other.npz", algo, **options)) == 0
+
+
+def test_unseen_draws_pass(tmp_path):
+    """Of options, in trajectories of other lengths."""
+    assert check(write_draws(tmp_path / "goal_sampler_other.npz")) == 0
 
 
 @pytest.mark.parametrize(
