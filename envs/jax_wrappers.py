@@ -80,7 +80,7 @@ class ActionNoise(Wrapper):
 
 
 class History(Wrapper):
-    """The last L states side by side along the last axis, the newest last; the first one fills the places before it."""
+    """The last L states side by side along the last axis, with the goals of `envs.wrappers.History`."""
 
     def __init__(self, env: JaxEnv, length: int):
         super().__init__(env, history_spec(env.spec, length))
@@ -88,14 +88,21 @@ class History(Wrapper):
 
     def reset(self, key: Key, task: Array) -> tuple[PyTree, Observation]:
         state, obs = self.env.reset(key, task)
-        obs = obs._replace(state=jnp.concatenate([obs.state] * self.length, axis=-1))
+        obs = self._told(obs, self._filled(obs.state))
         return (state, obs.state), obs
+
+    def _filled(self, state: Array) -> Array:
+        return jnp.concatenate([state] * self.length, axis=-1)
+
+    def _told(self, obs: Observation, stack: Array) -> Observation:
+        goal = self._filled(obs.goal) if self.spec.goal_shape == self.spec.obs_shape else obs.goal
+        return obs._replace(state=stack, goal=goal)
 
     def step(self, state: PyTree, action: Array, key: Key) -> tuple[PyTree, TimeStep]:
         state, stack = state
         state, ts = self.env.step(state, action, key)
         width = ts.final_obs.state.shape[-1]
-        obs = ts.final_obs._replace(state=jnp.concatenate([stack[..., width:], ts.final_obs.state], axis=-1))
+        obs = self._told(ts.final_obs, jnp.concatenate([stack[..., width:], ts.final_obs.state], axis=-1))
         return (state, obs.state), ts._replace(obs=obs, final_obs=obs)
 
 

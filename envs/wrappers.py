@@ -65,7 +65,10 @@ def chunk_spec(spec: EnvSpec, size: int) -> EnvSpec:
 
 
 def history_spec(spec: EnvSpec, length: int) -> EnvSpec:
-    return spec._replace(obs_shape=(*spec.obs_shape[:-1], length * spec.obs_shape[-1]), history=length)
+    shape = (*spec.obs_shape[:-1], length * spec.obs_shape[-1])
+    return spec._replace(
+        obs_shape=shape, goal_shape=shape if spec.goal_shape == spec.obs_shape else spec.goal_shape, history=length
+    )
 
 
 def require(action: Array, shape: tuple[int, ...]) -> None:
@@ -173,7 +176,7 @@ class ActionNoise(Wrapper):
 class History(Wrapper):
     """The state becomes the last L states side by side, [L*S] or channels [H, W, L*C], the newest last.
 
-    The first state of an episode fills the places before it.
+    The first state of an episode fills the places before it, and a goal that is a state fills all of its own.
     """
 
     def __init__(self, env: HostEnv, length: int):
@@ -183,10 +186,14 @@ class History(Wrapper):
     def reset(self, seed: int | Sequence[int], task: int | Sequence[int] | None = None) -> Observation:
         obs = self.env.reset(seed, task)
         self._stack = self._filled(obs.state)
-        return obs._replace(state=self._stack)
+        return self._told(obs, self._stack)
 
     def _filled(self, state: Array) -> Array:
         return np.concatenate([state] * self.length, axis=-1)
+
+    def _told(self, obs: Observation, stack: Array) -> Observation:
+        goal = self._filled(obs.goal) if self.spec.goal_shape == self.spec.obs_shape else obs.goal
+        return obs._replace(state=stack, goal=goal)
 
     def step(self, action: Array, active: Array | None = None) -> TimeStep:
         moving = self._active(active)
@@ -196,12 +203,12 @@ class History(Wrapper):
         final = where(moving, pushed, self._stack)
         over = ts.terminated | ts.truncated
         self._stack = where(over, self._filled(ts.obs.state), final)
-        return ts._replace(obs=ts.obs._replace(state=self._stack), final_obs=ts.final_obs._replace(state=final))
+        return ts._replace(obs=self._told(ts.obs, self._stack), final_obs=self._told(ts.final_obs, final))
 
     def restart(self, slots: Array) -> Observation:
         obs = self.env.restart(slots)
         self._stack = where(slots, self._filled(obs.state), self._stack)
-        return obs._replace(state=self._stack)
+        return self._told(obs, self._stack)
 
 
 class Chunk(Wrapper):

@@ -16,7 +16,7 @@ from core.distributions import Categorical, Gaussian
 from core.types import EnvSpec, Observation, Start
 from tests.algos.contracts import close
 from tests.algos.problems import random_dataset, same
-from tests.algos.toward import SIZES, learn
+from tests.algos.toward import SIZES, learn, learn_from_pictures
 
 NAMES = ("gcbc", "gcivl", "gciql", "crl", "qrl", "hiql", "ota")
 SPEC = EnvSpec("test", (3,), 2, (3,))
@@ -359,3 +359,10 @@ def test_unknown_choices_name_the_nearest():
 def test_finds_the_way_across_a_room(name, updates):
     """From episodes that wander between other goals."""
     assert learn(name, updates) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gcivl", "gciql", "hiql"])
+def test_finds_the_way_through_a_maze_in_pictures(name):
+    """By discrete moves, an encoder for each network; chance finds a goal in 30 moves hardly ever."""
+    assert learn_from_pictures(name, 2_000) >= 0.8

@@ -126,7 +126,8 @@ def test_specs_agree(options, action_shape, obs_shape):
     assert host.num_envs == B
     assert host.spec == wrap_jax(env, options).spec
     assert (host.spec.action_shape, host.spec.obs_shape) == (action_shape, obs_shape)
-    assert host.spec._replace(chunk=0, history=1, obs_shape=(2,)) == env.spec
+    assert host.spec.goal_shape == obs_shape  # goals are states here
+    assert host.spec._replace(chunk=0, history=1, obs_shape=(2,), goal_shape=(2,)) == env.spec
     assert toys.make("pixels", 1, Options(history=2)).spec.obs_shape == (12, 12, 6)
     assert toys.make("frozenlake", 1, Options(chunk=3)).spec.action_shape == (3,)
 
@@ -282,7 +283,7 @@ def test_history_is_the_last_states():
         if raw.truncated.all():
             past = [raw.obs.state] * length
         np.testing.assert_array_equal(ts.obs.state, np.concatenate(past, -1))
-        np.testing.assert_array_equal(ts.obs.goal, raw.obs.goal)
+        np.testing.assert_array_equal(ts.obs.goal, np.concatenate([raw.obs.goal] * length, -1))
 
 
 def ramp(t):

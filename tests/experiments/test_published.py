@@ -1,25 +1,47 @@
 """Figures that others published, as `experiments/published/*.csv` hold them."""
 
 import csv
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[2] / "experiments" / "published" / "offline.csv"
+FOLDER = Path(__file__).parents[2] / "experiments" / "published"
 SIGMAS = ("sigma 1%", "sigma 5%", "sigma 10%", "sigma 50%")
+
+
+def read(name):
+    with (FOLDER / name).open() as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
 def rows():
-    with FILE.open() as file:
-        return list(csv.DictReader(file))
+    return read("offline.csv")
 
 
-def test_each_row_says_where_it_is_from_and_no_cell_is_there_twice(rows):
-    assert all(row["source"] for row in rows)
-    cells = [(row["source"], row["method"], row["weights"], row["dataset"]) for row in rows]
-    assert len(set(cells)) == len(cells)
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [("offline.csv", ("source", "method", "weights", "dataset")), ("goals.csv", ("source", "method", "dataset"))],
+)
+def test_each_row_says_where_it_is_from_and_no_cell_is_there_twice(name, cell):
+    found = read(name)
+    assert all(row["source"] for row in found)
+    assert len({tuple(row[part] for part in cell) for row in found}) == len(found)
+
+
+def test_what_we_remember_of_mazes_has_the_means_of_otas_figure():
+    """36 of its bars, each the mean over the kinds of data of a maze."""
+    kinds, bars = defaultdict(list), {}
+    for row in read("goals.csv"):
+        if row["dataset"].startswith("group: "):
+            bars[row["method"], row["dataset"].removeprefix("group: ")] = float(row["success"])
+        elif "sums agree" in row["source"]:
+            kinds[row["method"], row["dataset"].rpartition("-")[0]].append(float(row["success"]))
+    assert len(kinds) == 36
+    for which, of in kinds.items():
+        assert np.mean(of) == pytest.approx(bars[which], abs=0.01)
 
 
 @pytest.mark.parametrize("method", ["CQL", "IQL", "TD3+BC"])

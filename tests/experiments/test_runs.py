@@ -79,8 +79,12 @@ def test_the_last_step_is_logged_evaluated_and_saved_once(straight):
 ON_POLICY = ("ppo", "reinflow", "dppo", "gaussian_ppo", "dawr")
 
 
-@pytest.mark.parametrize("algo", hindsight.ALGOS)
-def test_every_goal_conditioned_algorithm_trains_by_the_command_line(algo, tmp_path):
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [*((algo, []) for algo in hindsight.ALGOS), ("gcivl", ["--env.history", "3", "--config.last-alone"])],
+    ids=[*hindsight.ALGOS, "gcivl of three frames"],
+)
+def test_every_goal_conditioned_algorithm_trains_by_the_command_line(algo, more, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
         "state": rng.uniform(1, 6, (62, 2)).astype(np.float32),
@@ -92,7 +96,7 @@ def test_every_goal_conditioned_algorithm_trains_by_the_command_line(algo, tmp_p
     sizes = ["--config.batch-size", "8", "--config.actor-hidden", "8", "--eval.episodes", "10", "--epoch", "5"]
     once = ["--steps", "10", "--eval.every", "10", "--save-every", "10", "--name", "run", "--out", str(tmp_path)]
     data = ["--data.path", str(tmp_path / "maze.npz")]
-    assert main(["train", algo, "toy/pointmaze", *data, *sizes, *once]) == 0
+    assert main(["train", algo, "toy/pointmaze", *data, *sizes, *once, *more]) == 0
     folder = tmp_path / algo / "toy/pointmaze" / "run"
     assert runs.status(folder)["state"] == "done"
     assert all(np.isfinite(value) for row in untimed(folder) for value in row.values())
